@@ -1,0 +1,146 @@
+"""The closed union of facts: every event of the core with its permanent wire type and current version.
+
+A new event goes here, into `Event`, and into every `match` that mypy then points at.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from .decision import CandidateAccepted, CandidateRejected, CandidateUndecided, DecisionMade, ProbeAlarmed
+from .evaluation import (
+    EvaluationCompleted,
+    EvaluationRequested,
+    RolloutFailed,
+    RolloutRecorded,
+    RolloutsRequested,
+    ShardSampled,
+)
+from .harness import DraftFailed, EditFailed, EditRequested, HarnessDrafted, HarnessEdited
+from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
+from .run import (
+    ControlFailed,
+    ControlMeasured,
+    ControlRequested,
+    RunCompleted,
+    RunFailed,
+    RunRequested,
+    TestUnsealed,
+)
+from .training import (
+    AdapterTrained,
+    RoundRequested,
+    RoundTrained,
+    StepTrained,
+    TrainingFailed,
+    TrainingRequested,
+)
+
+Event = (
+    RunRequested
+    | HarnessDrafted
+    | DraftFailed
+    | EvaluationRequested
+    | RolloutsRequested
+    | RolloutRecorded
+    | RolloutFailed
+    | ShardSampled
+    | KernelSubmitted
+    | KernelBenchmarked
+    | KernelRejected
+    | EvaluationCompleted
+    | CandidateAccepted
+    | CandidateRejected
+    | CandidateUndecided
+    | ProbeAlarmed
+    | DecisionMade
+    | EditRequested
+    | HarnessEdited
+    | EditFailed
+    | TrainingRequested
+    | RoundRequested
+    | StepTrained
+    | RoundTrained
+    | AdapterTrained
+    | TrainingFailed
+    | TestUnsealed
+    | ControlRequested
+    | ControlMeasured
+    | ControlFailed
+    | RunCompleted
+    | RunFailed
+)
+
+EVENT_CLASSES: tuple[type[Event], ...] = get_args(Event)
+
+# Wire type -> class. A wire type is one subject token and permanent, whatever becomes of the Python name.
+TYPES: dict[str, type[Event]] = {
+    "run-requested": RunRequested,
+    "harness-drafted": HarnessDrafted,
+    "draft-failed": DraftFailed,
+    "evaluation-requested": EvaluationRequested,
+    "rollouts-requested": RolloutsRequested,
+    "rollout-recorded": RolloutRecorded,
+    "rollout-failed": RolloutFailed,
+    "shard-sampled": ShardSampled,
+    "kernel-submitted": KernelSubmitted,
+    "kernel-benchmarked": KernelBenchmarked,
+    "kernel-rejected": KernelRejected,
+    "evaluation-completed": EvaluationCompleted,
+    "candidate-accepted": CandidateAccepted,
+    "candidate-rejected": CandidateRejected,
+    "candidate-undecided": CandidateUndecided,
+    "probe-alarmed": ProbeAlarmed,
+    "decision-made": DecisionMade,
+    "edit-requested": EditRequested,
+    "harness-edited": HarnessEdited,
+    "edit-failed": EditFailed,
+    "training-requested": TrainingRequested,
+    "round-requested": RoundRequested,
+    "step-trained": StepTrained,
+    "round-trained": RoundTrained,
+    "adapter-trained": AdapterTrained,
+    "training-failed": TrainingFailed,
+    "test-unsealed": TestUnsealed,
+    "control-requested": ControlRequested,
+    "control-measured": ControlMeasured,
+    "control-failed": ControlFailed,
+    "run-completed": RunCompleted,
+    "run-failed": RunFailed,
+}
+
+NAMES: dict[type[Event], str] = {cls: name for name, cls in TYPES.items()}
+
+# Every type is at version 1 but these; the codec upcasts what older logs hold.
+VERSIONS: dict[str, int] = {"step-trained": 2}
+
+# Events whose identity is the request they close, not the event that happened to trigger the closing, so that
+# racing workers derive one id. Value: the field that holds the request's id.
+ANCHORS: dict[type[Event], str] = {
+    EvaluationCompleted: "request",
+    AdapterTrained: "training",
+    TrainingFailed: "training",
+    TestUnsealed: "",  # once a run: anchored on the run itself
+    RunCompleted: "",
+    RunFailed: "",
+}
+
+# Outcomes of `perform`: the envelope's cause is the request they settle.
+OUTCOMES: tuple[type[Event], ...] = (
+    HarnessDrafted,
+    DraftFailed,
+    HarnessEdited,
+    EditFailed,
+    ShardSampled,
+    RoundTrained,
+    TrainingFailed,
+    ControlMeasured,
+    ControlFailed,
+    KernelBenchmarked,
+    KernelRejected,
+)
+
+
+def version_of(name: str) -> int:
+    """Current version of the wire type `name`."""
+    return VERSIONS.get(name, 1)

@@ -1,0 +1,83 @@
+"""Events to bytes and back: JSON, an envelope whose `payload` is decoded by (type, version), upcast when old."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from . import merkle
+from .catalogue import EVENT_CLASSES, NAMES, TYPES, Event, version_of
+from .envelope import Envelope, Fact
+from .errors import UnreadableEvent
+from .upcasters import UPCASTERS
+
+MAX_EVENT_BYTES = 1024 * 1024
+
+
+class _Wire(Envelope, frozen=True, kw_only=True):
+    payload: msgspec.Raw
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_wire_decoder = msgspec.json.Decoder(_Wire)
+_payload_decoders: dict[str, msgspec.json.Decoder[Event]] = {
+    name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()
+}
+_ENVELOPE_FIELDS = tuple(f.name for f in msgspec.structs.fields(Envelope))
+
+
+def encode(envelope: Envelope, event: Event) -> bytes:
+    """Wire bytes of one event; the envelope's type must be the event's."""
+    if NAMES[type(event)] != envelope.type:
+        raise ValueError(f"envelope says {envelope.type}, event is {NAMES[type(event)]}")
+    fields = {name: getattr(envelope, name) for name in _ENVELOPE_FIELDS}
+    return _encoder.encode(_Wire(**fields, payload=msgspec.Raw(_encoder.encode(event))))
+
+
+def decode(sequence: int, subject: str, data: bytes) -> Fact:
+    """Fact number `sequence` from its stored bytes; raises UnreadableEvent naming what is wrong."""
+    try:
+        wire = _wire_decoder.decode(data)
+        decoder = _payload_decoders.get(wire.type)
+        if decoder is None:
+            raise UnreadableEvent(sequence, f"unknown type '{_clip(wire.type)}'")
+        event = decoder.decode(_current(sequence, wire))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
+        raise UnreadableEvent(sequence, _clip(str(cause))) from cause
+    envelope = Envelope(**{name: getattr(wire, name) for name in _ENVELOPE_FIELDS})
+    return Fact(sequence, merkle.leaf(sequence, subject, data), envelope, event)
+
+
+def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
+    """Payload of `wire` in the current version of its type."""
+    current = version_of(wire.type)
+    if wire.version == current:
+        return wire.payload
+    if wire.version > current:
+        raise UnreadableEvent(
+            sequence,
+            f"{wire.type} version {wire.version} is newer than this package's {current}; upgrade resia",
+        )
+    payload: dict[str, Any] = msgspec.json.decode(wire.payload, type=dict)
+    for version in range(wire.version, current):
+        step: Callable[[dict[str, Any]], dict[str, Any]] | None = UPCASTERS.get((wire.type, version))
+        if step is None:
+            raise UnreadableEvent(sequence, f"no way from {wire.type} version {version} to {version + 1}")
+        try:
+            payload = step(payload)
+        except (KeyError, TypeError, ValueError) as cause:
+            raise UnreadableEvent(
+                sequence, f"{wire.type} version {version} does not upcast: {cause!r}"
+            ) from cause
+    return msgspec.json.encode(payload)
+
+
+def _clip(text: str, limit: int = 200) -> str:
+    """At most `limit` printable characters: a hostile message must not fill a terminal."""
+    return re.sub(r"[^\x20-\x7e]", "?", text[:limit])
+
+
+assert set(TYPES.values()) == set(EVENT_CLASSES), "catalogue and union differ"

@@ -1,0 +1,52 @@
+"""What surrounds every fact on the wire and in memory."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .catalogue import Event
+
+
+class Producer(msgspec.Struct, frozen=True):
+    """Who wrote it: role, worker name and package version. The worker's name decides nothing."""
+
+    role: str
+    worker: str
+    package: str
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """Everything about a fact but the fact.
+
+    `cause` is the id of the event that led here (None for the first), `basis` the number of the last event folded
+    when it was decided, `recorded_at` seconds since the epoch as the producer's clock said, `trace` a W3C
+    traceparent or empty.
+    """
+
+    id: str
+    run: str
+    type: str
+    version: int
+    cause: str | None
+    basis: int
+    producer: Producer
+    recorded_at: float
+    trace: str = ""
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """An event as it stands in the log: its number from 1, its leaf hash for Merkle roots, envelope and payload."""
+
+    sequence: int
+    leaf: str
+    envelope: Envelope
+    event: Event
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """An event ready to append: subject, id and encoded bytes."""
+
+    id: str
+    subject: str
+    data: bytes
+    event: Event

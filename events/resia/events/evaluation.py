@@ -1,0 +1,144 @@
+"""Measuring a candidate: EvaluationRequested -> RolloutsRequested (shards) -> RolloutRecorded*, RolloutFailed*,
+ShardSampled -> EvaluationCompleted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .blob import Blob
+from .run import Candidate
+
+Split = Literal["search", "validation", "test"]
+Purpose = Literal["candidate", "training", "test", "baseline"]
+# Decided in one place (agents/taskwork.py); an infrastructure failure is never one of these.
+Failure = Literal["wrong", "parse", "refusal", "truncation", "tool_error", "timeout", "sandbox_violation"]
+FORMAT_FAILURES: tuple[Failure, ...] = ("parse", "refusal", "truncation", "tool_error", "timeout")
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """One rollout to sample: item, repeat index and seed; `greedy` ignores the temperature."""
+
+    split: Split
+    item: str
+    index: int
+    seed: int
+    greedy: bool = False
+
+
+class EvaluationRequested(msgspec.Struct, frozen=True):
+    """Measure `candidate` on `slots`. `iteration` is the number of decisions taken before."""
+
+    purpose: Purpose
+    iteration: int
+    candidate: Candidate
+    slots: tuple[Slot, ...]
+
+
+class RolloutsRequested(msgspec.Struct, frozen=True):
+    """One shard: slots sampled as one batch, because the batch's composition may change low-precision tokens.
+
+    `evaluation` is the id of the EvaluationRequested or, for purpose training, of the TrainingRequested;
+    `round` counts training rounds from 0. `last` shard numbers run from 0 to `shards` - 1.
+    """
+
+    evaluation: str
+    purpose: Purpose
+    candidate: Candidate
+    slots: tuple[Slot, ...]
+    shard: int
+    shards: int
+    round: int = 0
+
+
+class RolloutRecorded(msgspec.Struct, frozen=True):
+    """One scored rollout. `reward` in [0, 1]; `failure` None when the answer was valid and `success` tells more.
+
+    `success` is the domain's predicate (beats the domain's reference on this item). `trajectory` is the blob.
+    """
+
+    evaluation: str
+    purpose: Purpose
+    round: int
+    split: Split
+    item: str
+    index: int
+    seed: int
+    greedy: bool
+    reward: float
+    success: bool
+    failure: Failure | None
+    detail: str
+    metrics: dict[str, float]
+    answer: str
+    step_rewards: tuple[float, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    trajectory: Blob
+    reused: bool = False  # the same answer on the same item had been scored before
+
+
+class RolloutFailed(msgspec.Struct, frozen=True):
+    """Infrastructure failed (not the agent): excluded from every score and counted."""
+
+    evaluation: str
+    purpose: Purpose
+    round: int
+    split: Split
+    item: str
+    index: int
+    error: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What sampled tokens depend on beside the seeds, and the sandbox tier that ran the harness."""
+
+    model: str
+    model_digest: str
+    dtype: str
+    threads: int
+    instruction_set: str
+    package: str
+    sandbox_tier: str = ""
+
+
+class ShardSampled(msgspec.Struct, frozen=True):
+    """Outcome of one RolloutsRequested; `seconds` is what the clock said and decides nothing."""
+
+    request: str
+    evaluation: str
+    purpose: Purpose
+    shard: int
+    shards: int
+    round: int
+    rollouts: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    manifest: Manifest
+
+
+class SplitScore(msgspec.Struct, frozen=True):
+    """Mean reward over a split's items (each item's mean first), coverage = scored / asked."""
+
+    items: int
+    rollouts: int
+    mean: float
+    successes: int
+    coverage: float
+    distinct_answers: int
+
+
+class EvaluationCompleted(msgspec.Struct, frozen=True):
+    """Closes `request`; `rollouts` are event ids, sorted, so whoever closes it closes it identically."""
+
+    request: str
+    purpose: Purpose
+    iteration: int
+    candidate: Candidate
+    rollouts: tuple[str, ...]
+    failed: int
+    scores: dict[Split, SplitScore]
+    failures: dict[str, int]  # on the search split, by class

@@ -1,0 +1,68 @@
+"""The harness as a value: four versioned components, content-addressed together and one by one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from .ids import sha256
+
+Component = Literal["system_prompt", "tool_dispatch", "retry_policy", "answer_extraction"]
+COMPONENTS: tuple[Component, ...] = ("system_prompt", "tool_dispatch", "retry_policy", "answer_extraction")
+
+
+class Example(msgspec.Struct, frozen=True):
+    """One demonstration, shown to the model as a user turn and an assistant turn."""
+
+    user: str
+    assistant: str
+
+
+class SystemPrompt(msgspec.Struct, frozen=True):
+    """What the model reads before the item: an instruction and demonstrations as chat turns."""
+
+    text: str
+    examples: tuple[Example, ...] = ()
+
+
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """Sampling and second tries. `temperature` applies to sampled rollouts; greedy ones ignore it."""
+
+    temperature: Annotated[float, Meta(gt=0.0, le=2.0)] = 1.0
+    max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 32
+    attempts: Annotated[int, Meta(ge=1, le=8)] = 1  # tries in all when an answer cannot be extracted
+    stop: tuple[str, ...] = ("\n",)
+
+
+class Harness(msgspec.Struct, frozen=True):
+    """Everything between the item and the answer that is not weights.
+
+    `tool_dispatch` is Python source of `dispatch(request, tools) -> answer`, `answer_extraction` of
+    `extract(text) -> request | None`; both run only in the sandbox.
+    """
+
+    system_prompt: SystemPrompt
+    tool_dispatch: str
+    retry_policy: RetryPolicy
+    answer_extraction: str
+
+    def encoded(self) -> bytes:
+        """Canonical bytes: the blob that an event names, and what the digest is of."""
+        return msgspec.json.encode(self, order="deterministic")
+
+    def digest(self) -> str:
+        return sha256(self.encoded())
+
+    def component_digests(self) -> dict[Component, str]:
+        """Digest of each component on its own, so that an edit of one shows as one."""
+        return {
+            name: sha256(msgspec.json.encode(getattr(self, name), order="deterministic"))
+            for name in COMPONENTS
+        }
+
+
+def decode_harness(data: bytes) -> Harness:
+    """Inverse of `Harness.encoded`; raises msgspec.ValidationError on anything else."""
+    return msgspec.json.decode(data, type=Harness)

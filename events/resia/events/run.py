@@ -1,0 +1,93 @@
+"""A run's beginning and end: RunRequested ... TestUnsealed, ControlRequested, ControlMeasured, RunCompleted | RunFailed."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .blob import Blob
+from .settings import RunSettings
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """What is measured: a harness and an adapter (None: the base weights)."""
+
+    harness: Blob
+    adapter: Blob | None = None
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """Where a forked run began: the parent's event number and the Merkle root up to it."""
+
+    run: str
+    sequence: int
+    merkle_root: str
+
+
+class RunRequested(msgspec.Struct, frozen=True):
+    """A person asks for a run. `domain_digest` pins the data, `model_digest` the base weights (SHA-256)."""
+
+    settings: RunSettings
+    settings_digest: str
+    domain_digest: str
+    model_digest: str
+    parent: Parent | None = None
+
+
+class TestUnsealed(msgspec.Struct, frozen=True):
+    """The sealed test opens, once in a lineage, for the champion and for generation 0 beside it."""
+
+    __test__ = False  # not a pytest class
+
+    champion: Candidate
+    baseline: Candidate
+
+
+class ControlRequested(msgspec.Struct, frozen=True):
+    """Measure what no learning reaches: the domain's fixed answers and random search with `budget` rollouts."""
+
+    budget: int
+    seed: int
+
+
+class ControlScore(msgspec.Struct, frozen=True):
+    """One control on one split: mean reward over its items and the metrics behind it."""
+
+    name: str
+    split: str
+    mean: float
+    items: int
+    metrics: dict[str, float] = {}
+    answer: str = ""
+
+
+class ControlMeasured(msgspec.Struct, frozen=True):
+    """Every control of the domain, on every split."""
+
+    request: str
+    scores: tuple[ControlScore, ...]
+
+
+class ControlFailed(msgspec.Struct, frozen=True):
+    """The controls could not be measured; the run goes on without them and says so."""
+
+    request: str
+    error: str
+
+
+class RunCompleted(msgspec.Struct, frozen=True):
+    """The loop stopped by its own rules. Means are in [0, 1] of the domain's reward; test is None when unsealed in vain."""
+
+    reason: str
+    champion: Candidate
+    baseline: Candidate
+    champion_test: float | None
+    baseline_test: float | None
+    merkle_root: str
+    root_from: int  # the root covers the events in (root_from, root_to]
+    root_to: int
+
+
+class RunFailed(msgspec.Struct, frozen=True):
+    """The run cannot go on; `error` says why."""
+
+    error: str

@@ -1,0 +1,120 @@
+"""What a run is asked to do: every threshold and budget that any rule reads, in one frozen value.
+
+It travels whole in the run's first event, so a rule never reads a file, an environment variable or a default
+of a later version. Field ranges are enforced on decoding. Each layer reads its own part.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from .ids import sha256
+
+Mode = Literal["H", "W", "W+H"]
+Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo"]
+ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
+MODES: tuple[Mode, ...] = ("H", "W", "W+H")
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Rate = Annotated[float, Meta(gt=0.0)]
+
+
+class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When to edit, train or stop (algorithms.md 4). Budgets count tokens and rounds, never seconds."""
+
+    mode: Mode = "W+H"
+    max_iterations: Positive = 12
+    patience_h: Positive = 3
+    patience_w: Positive = 2
+    token_budget: Positive = 5_000_000
+
+
+class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a candidate is measured: G rollouts a search item, one greedy rollout a validation or test item."""
+
+    group_size: Annotated[int, Meta(ge=2, le=256)] = 8
+    shard_size: Annotated[int, Meta(ge=1, le=500)] = 32
+
+
+class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The paired test that a candidate must pass (algorithms.md 6)."""
+
+    alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
+    min_items: Positive = 12
+    canaries: Positive = 8
+    retention_delta: Share = 0.1
+    gap_alarm: Share = 0.1
+
+
+class SelectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Thresholds of the published choice of a lever and an algorithm (algorithms.md 4 and 5)."""
+
+    format_failures_doubles_patience: Share = 0.3
+    min_successes: Positive = 8
+    min_group: Positive = 4
+    min_pairs: Positive = 64
+    min_ess: Share = 0.5
+    max_kl_per_token: Rate = 0.01
+    sparse_p_pos: Share = 0.05
+    sparse_informative: Share = 0.15
+    skew: float = 1.0
+    tail: float = 3.0
+    distinct_rewards: Positive = 3
+    regression_risk: Share = 0.3
+    dense_reward: Share = 0.3
+    long_horizon: Positive = 3
+    grpo_informative: Share = 0.15
+    grpo_afford: Rate = 4.0
+
+
+class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One weight update: rank, rounds, steps a round, step size and the constants of the objectives."""
+
+    rank: Positive = 32
+    lora_alpha: Positive = 64
+    rounds: Positive = 8
+    steps_per_round: Positive = 1
+    learning_rate: Rate = 3e-4
+    groups: Positive = 2
+    group_size: Annotated[int, Meta(ge=2, le=256)] = 16
+    max_grad_norm: Rate = 1.0
+    clip_epsilon: Rate = 0.2
+    advantage_epsilon: Rate = 1e-4
+    bon_top: Positive = 16
+    bon_steps: Positive = 20
+    micro_tokens: Positive = 4096
+    dr_grpo: bool = False
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model answers, and what its tokens depend on beside the seed."""
+
+    kind: Literal["transformers"] = "transformers"
+    model: str = "smollm2-135m-instruct"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: Positive = 2
+
+
+class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole request. `digest()` identifies it."""
+
+    domain: str = "denoising"
+    domain_options: dict[str, str | int | float | bool] = {}
+    seed: Count = 0
+    proposer: Literal["operators"] = "operators"
+    algorithm: Algorithm | None = None  # None: the rules choose; a name restricts the feasible set to it
+    loop: LoopSettings = LoopSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    gate: GateSettings = GateSettings()
+    selection: SelectionSettings = SelectionSettings()
+    training: TrainingSettings = TrainingSettings()
+    engine: EngineSettings = EngineSettings()
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of every field, defaults included."""
+        return sha256(msgspec.json.encode(self, order="deterministic"))

@@ -1,0 +1,55 @@
+"""Names on the bus: one stream a run, one subject an event."""
+
+from __future__ import annotations
+
+import re
+
+from .catalogue import NAMES, TYPES, Event
+from .errors import UnknownName, UsageError
+
+ROLES = ("user", "meta", "task", "feedback", "trainer", "kernel-bench")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+STREAM_PREFIX = "RUN-"
+
+
+def check_run(run: str) -> str:
+    """`run` itself when it can be a subject token; raises UsageError otherwise."""
+    if not _TOKEN.fullmatch(run):
+        raise UsageError(
+            f"run name '{run[:80]}' cannot be used: take 1 to 64 letters, digits, '_' or '-', such as 'my-run-1'"
+        )
+    return run
+
+
+def stream(run: str) -> str:
+    return STREAM_PREFIX + run
+
+
+def event_subject(run: str, role: str, kind: str, event_id: str) -> str:
+    return f"resia.{run}.{role}.{kind}.{event_id}"
+
+
+def all_events(run: str) -> str:
+    return f"resia.{run}.>"
+
+
+def of_type(run: str, cls: type[Event]) -> str:
+    """Filter for every event of a class, whoever wrote it."""
+    return f"resia.{run}.*.{NAMES[cls]}.*"
+
+
+def decision_fence(run: str) -> str:
+    """The subject filter whose last sequence fences decisions."""
+    return f"resia.{run}.feedback.decision-made.*"
+
+
+def live(run: str, role: str) -> str:
+    """Core subject of live progress; no stream stores it."""
+    return f"resia-live.{run}.{role}"
+
+
+def check_type(name: str) -> type[Event]:
+    """The class of wire type `name`; raises UnknownName with the nearest types."""
+    if name not in TYPES:
+        raise UnknownName("event type", name, TYPES)
+    return TYPES[name]

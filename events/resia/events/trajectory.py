@@ -1,0 +1,64 @@
+"""What a rollout's blob holds: every call with its tokens and log-probabilities, tool use and observation."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .ids import sha256
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One chat message; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One tool use: JSON text of the arguments and of what came back."""
+
+    name: str
+    arguments: str
+    result: str
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One model call and what followed from it.
+
+    `prompt_ids` and `completion_ids` are vocabulary ids; `logprobs` (natural log, same length as
+    `completion_ids`) are those of the distribution that was sampled, softmax(logits / temperature), so the
+    trainer divides its logits by the same temperature before it takes an importance ratio; greedy turns
+    (temperature 0) hold them at temperature 1. `reward` is earned on the last token of the turn.
+    """
+
+    messages: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: str  # stop | length
+    request: str = ""  # JSON of what was extracted, empty when nothing was
+    calls: tuple[ToolCall, ...] = ()
+    failure: str = ""
+    reward: float = 0.0
+
+
+class Trajectory(msgspec.Struct, frozen=True):
+    """A rollout whole: its turns in order and the final answer as canonical text (empty: none)."""
+
+    item: str
+    seed: int
+    temperature: float
+    turns: tuple[Turn, ...]
+    answer: str = ""
+
+    def encoded(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    def digest(self) -> str:
+        return sha256(self.encoded())
+
+
+def decode_trajectory(data: bytes) -> Trajectory:
+    """Inverse of `Trajectory.encoded`; raises msgspec.ValidationError on anything else."""
+    return msgspec.msgpack.decode(data, type=Trajectory)

@@ -1,0 +1,21 @@
+"""Pure steps from one version of a payload to the next, so that old logs stay readable for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Payload = dict[str, Any]
+
+
+def step_trained_1(payload: Payload) -> Payload:
+    """Version 1 gave `kl` summed over the step's tokens and no clip fraction; 2 gives it per token."""
+    return {
+        **payload,
+        "kl": payload["kl"] / max(payload["tokens"], 1),
+        "clip_fraction": 0.0,
+        "ess": payload.get("ess", 1.0),
+    }
+
+
+UPCASTERS: dict[tuple[str, int], Callable[[Payload], Payload]] = {("step-trained", 1): step_trained_1}
