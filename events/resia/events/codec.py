@@ -69,9 +69,7 @@ def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
         try:
             payload = step(payload)
         except (KeyError, TypeError, ValueError) as cause:
-            raise UnreadableEvent(
-                sequence, f"{wire.type} version {version} does not upcast: {cause!r}"
-            ) from cause
+            raise UnreadableEvent(sequence, f"{wire.type} version {version} does not upcast: {cause!r}") from cause
     return msgspec.json.encode(payload)
 
 

@@ -57,10 +57,7 @@ class Harness(msgspec.Struct, frozen=True):
 
     def component_digests(self) -> dict[Component, str]:
         """Digest of each component on its own, so that an edit of one shows as one."""
-        return {
-            name: sha256(msgspec.json.encode(getattr(self, name), order="deterministic"))
-            for name in COMPONENTS
-        }
+        return {name: sha256(msgspec.json.encode(getattr(self, name), order="deterministic")) for name in COMPONENTS}
 
 
 def decode_harness(data: bytes) -> Harness:

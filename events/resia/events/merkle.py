@@ -20,8 +20,6 @@ def root(leaves: Sequence[str]) -> str:
         return hashlib.sha256(b"").hexdigest()
     level = [bytes.fromhex(x) for x in leaves]
     while len(level) > 1:
-        pairs = [
-            hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)
-        ]
+        pairs = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[len(pairs) * 2 :]
     return level[0].hex()

@@ -67,9 +67,7 @@ def asyncapi() -> dict[str, Any]:
             }
             for name in events
         },
-        "operations": {
-            name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in events
-        },
+        "operations": {name: {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in events},
         "components": {
             "messages": {
                 name: {

@@ -1,0 +1,88 @@
+"""The effects that the agents may ask for; the worker loop hands in what implements them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from resia.events import Blobs, Manifest, Message
+
+Json = Any
+Tool = Callable[[dict[str, Json]], Json]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are drawn. `temperature` 0 is greedy; `stop` strings end a completion and are not part of it."""
+
+    temperature: float
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """One completion. `token_ids` include the token that stopped it; `logprobs` (same length, natural log) are of
+    softmax(logits / temperature), at temperature 1 when greedy. `finish` is stop or length."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: str
+
+
+class Engine(Protocol):
+    """A language model. The same call on the same manifest gives the same tokens."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        adapter: Path | None,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """One completion a prompt, sampled as one batch; row i draws from a generator seeded with seeds[i].
+
+        `adapter` is a safetensors file of LoRA weights (None: the base); switching does not reload the base.
+        `on_tokens` hears the number of new tokens as they come. Raises ModelError.
+        """
+        ...
+
+
+class Ran(NamedTuple):
+    """What a sandboxed function returned and the tool calls it made: (name, arguments, result)."""
+
+    value: Json
+    calls: tuple[tuple[str, dict[str, Json], Json], ...]
+
+
+class Sandbox(Protocol):
+    """Runs generated Python where it can reach nothing but its arguments and the given tools."""
+
+    @property
+    def tier(self) -> str: ...
+
+    def run(self, source: str, entry: str, args: Sequence[Json], tools: Mapping[str, Tool] | None = None) -> Ran:
+        """Define `source`, call `entry(*args)`, or `entry(*args, tools)` when tools are given.
+
+        In the child `tools.NAME(**kwargs)` calls back into this process. Values cross as JSON. Raises SandboxError
+        whose `failure` is tool_error (it raised, does not parse, lacks `entry`, returned no JSON), timeout or
+        sandbox_violation (killed by a limit or a forbidden call); raises BoundaryError when the sandbox itself broke.
+        """
+        ...
+
+
+class AgentPorts(NamedTuple):
+    """All that the agents' `perform` may touch. `clock` is monotonic seconds; `live` publishes progress that no log
+    keeps."""
+
+    engine: Callable[[], Engine]
+    sandbox: Callable[[], Sandbox]
+    blobs: Blobs
+    clock: Callable[[], float]
+    live: Callable[[dict[str, Json]], None]

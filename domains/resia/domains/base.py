@@ -1,0 +1,101 @@
+"""What a problem domain is: items by split, a task spec, one tool, a scorer and controls.
+
+The domain knows nothing of models, prompts or the log. Gold stays inside `score`: neither a spec, an item nor a
+tool's observation may carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+from resia.events import ControlScore, Failure, Split
+
+Value = str | int | float | bool
+Answer = Mapping[str, Value]
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """One argument of the domain's tool: `choices` lists every valid value in order."""
+
+    name: str
+    choices: tuple[Value, ...]
+    default: Value
+    doc: str
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A reference implementation as an answer of the tool, with what it is known for."""
+
+    name: str
+    answer: dict[str, Value]
+    doc: str
+
+
+class TaskSpec(msgspec.Struct, frozen=True):
+    """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end.
+
+    `answer_line` is an answer in the canonical form that `Domain.render` writes, as an illustration.
+    """
+
+    name: str
+    instruction: str
+    tool: str
+    parameters: tuple[Parameter, ...]
+    references: tuple[Reference, ...]
+    neutral_answers: tuple[dict[str, Value], ...]  # varied valid answers, chosen without looking at any score
+    objective: Literal["mean", "max"]
+    ordinal: bool = False
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One problem: `prompt` is all that an agent may be told of it."""
+
+    id: str
+    split: Split
+    prompt: str
+
+
+class Score(msgspec.Struct, frozen=True):
+    """A scored answer. `reward` in [0, 1] is what the loop optimises; `success`: beats the reference on the item.
+
+    `failure` None means valid; an invalid answer has reward 0 and its class. `metrics` hold every score by name.
+    """
+
+    reward: float
+    success: bool
+    failure: Failure | None
+    detail: str
+    metrics: dict[str, float]
+
+
+class Domain(Protocol):
+    """A problem domain. Every method is deterministic; the heavy ones cache nothing across processes."""
+
+    @property
+    def spec(self) -> TaskSpec: ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the data and the options that fix the items."""
+        ...
+
+    def items(self, split: Split) -> tuple[Item, ...]: ...
+
+    def parse(self, request: Mapping[str, object]) -> dict[str, Value]:
+        """The tool's arguments, checked: every parameter present, of its type and among its choices.
+
+        Raises ValueError with one sentence naming the argument, its value and the choices.
+        """
+        ...
+
+    def render(self, answer: Answer) -> str:
+        """Canonical one-line text of an answer: equal answers give equal text."""
+        ...
+
+    def score(self, item: str, answer: Answer) -> Score: ...
+
+    def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
+        """Fixed controls on every split, and random search that may score `budget` (answer, search item) pairs."""
+        ...
