@@ -17,7 +17,7 @@ from .decision import (
     Landscape,
     ProbeAlarmed,
 )
-from .envelope import Draft, Envelope, Fact, Producer
+from .envelope import Draft, Envelope, Fact, Producer, Skipped
 from .evaluation import (
     FORMAT_FAILURES,
     EvaluationCompleted,
@@ -146,6 +146,7 @@ __all__ = [
     "SamplingSettings",
     "SelectionSettings",
     "ShardSampled",
+    "Skipped",
     "Slot",
     "Split",
     "SplitScore",

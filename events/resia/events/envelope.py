@@ -43,6 +43,14 @@ class Fact(msgspec.Struct, frozen=True):
     event: Event
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """A message that no event of this catalogue could be read from: it keeps its number and leaf."""
+
+    sequence: int
+    leaf: str
+    why: str
+
+
 class Draft(msgspec.Struct, frozen=True):
     """An event ready to append: subject, id and encoded bytes."""
 

@@ -1,4 +1,5 @@
-"""A run's beginning and end: RunRequested ... TestUnsealed, ControlRequested, ControlMeasured, RunCompleted | RunFailed."""
+"""A run's beginning and end: RunRequested ... TestUnsealed, ControlRequested -> ControlMeasured | ControlFailed,
+RunCompleted | RunFailed."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ class ControlFailed(msgspec.Struct, frozen=True):
 
 
 class RunCompleted(msgspec.Struct, frozen=True):
-    """The loop stopped by its own rules. Means are in [0, 1] of the domain's reward; test is None when unsealed in vain."""
+    """The loop stopped by its own rules. Means are rewards in [0, 1]; None: nothing scored."""
 
     reason: str
     champion: Candidate

@@ -1,0 +1,228 @@
+"""evolve: fold one fact into the state of a run. Total, and without rules: whatever the log says is so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+import msgspec
+from immutables import Map
+from resia.events import (
+    OUTCOMES,
+    AdapterTrained,
+    CandidateAccepted,
+    CandidateRejected,
+    CandidateUndecided,
+    ControlFailed,
+    ControlMeasured,
+    ControlRequested,
+    DecisionMade,
+    DraftFailed,
+    EditFailed,
+    EditRequested,
+    EvaluationCompleted,
+    EvaluationRequested,
+    Fact,
+    HarnessDrafted,
+    HarnessEdited,
+    KernelBenchmarked,
+    KernelRejected,
+    KernelSubmitted,
+    ProbeAlarmed,
+    RolloutFailed,
+    RolloutRecorded,
+    RolloutsRequested,
+    RoundRequested,
+    RoundTrained,
+    RunCompleted,
+    RunFailed,
+    RunRequested,
+    ShardSampled,
+    Skipped,
+    StepTrained,
+    TestUnsealed,
+    TrainingFailed,
+    TrainingRequested,
+)
+
+from .state import DecisionAt, Evaluation, RunState, Training
+from .verdicts import apply_verdict, record_failed_trial
+
+_replace = msgspec.structs.replace
+
+
+def fold(facts: Iterable[Fact | Skipped], state: RunState | None = None) -> RunState:
+    """State after `facts`, from `state` or from nothing."""
+    state = state or RunState()
+    for fact in facts:
+        state = evolve(state, fact)
+    return state
+
+
+def evolve(state: RunState, fact: Fact | Skipped) -> RunState:
+    """State after one more fact. A skipped message counts in the numbering and the roots, and changes nothing."""
+    base: dict[str, Any] = {"sequence": fact.sequence, "leaves": state.leaves.set(fact.sequence, fact.leaf)}
+    if isinstance(fact, Skipped):
+        return _replace(state, **base, skipped=(*state.skipped, fact.sequence))
+    if isinstance(fact.event, OUTCOMES) and fact.envelope.cause is not None:
+        base["settled"] = state.settled.set(fact.envelope.cause, None)
+    return _apply(_replace(state, **base), fact)
+
+
+def _apply(state: RunState, fact: Fact) -> RunState:
+    event = fact.event
+    match event:
+        case RunRequested():
+            return _replace(state, request=event, request_id=fact.envelope.id, status="running")
+        case HarnessDrafted():
+            return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
+        case HarnessEdited():
+            return _replace(state, harnesses=_keep_first(state.harnesses, event.harness.digest, event))
+        case EvaluationRequested() | RolloutRecorded() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
+            return _apply_measurement(state, fact.envelope.id, event)
+        case CandidateAccepted() | CandidateRejected() | CandidateUndecided():
+            return apply_verdict(state, event)
+        case DecisionMade():
+            return _apply_decision(state, fact.sequence, event)
+        case EditFailed():
+            return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
+        case TrainingRequested() | RoundRequested() | StepTrained() | RoundTrained() | AdapterTrained():
+            return _apply_training(state, fact.envelope.id, event)
+        case TrainingFailed():
+            state = _set_training(state, event.training, outcome=event)
+            return record_failed_trial(state, event.iteration, "train_weights", event.algorithm, event.error)
+        case ProbeAlarmed():
+            return _replace(state, alarms=(*state.alarms, event))
+        case TestUnsealed():
+            return _replace(state, unsealed=event)
+        case ControlRequested():
+            return _replace(state, controls_asked=True)
+        case ControlMeasured() | ControlFailed():
+            return _replace(state, controls=event)
+        case RunCompleted():
+            return _replace(_rooted(state, event.root_to), ending=event, status="completed")
+        case RunFailed():
+            return _replace(state, ending=event, status="failed")
+        case DraftFailed() | EditRequested() | RolloutsRequested():
+            return state
+        case KernelSubmitted() | KernelBenchmarked() | KernelRejected():
+            return state
+        case _:
+            assert_never(event)
+
+
+def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:
+    """The first event that made a harness names its parent; a later equal one is the same harness."""
+    return map_ if key in map_ else map_.set(key, value)
+
+
+def _rooted(state: RunState, root_to: int) -> RunState:
+    """Drop the leaves that a recorded root covers."""
+    kept = {n: state.leaves[n] for n in range(root_to + 1, state.sequence + 1) if n in state.leaves}
+    return _replace(state, leaves=Map(kept), root_to=root_to)
+
+
+def _apply_decision(state: RunState, sequence: int, event: DecisionMade) -> RunState:
+    decisions = (*state.decisions, DecisionAt(sequence, event))
+    return _replace(_rooted(state, event.root_to), decisions=decisions)
+
+
+Measurement = EvaluationRequested | RolloutRecorded | RolloutFailed | ShardSampled | EvaluationCompleted
+
+
+def _apply_measurement(state: RunState, event_id: str, event: Measurement) -> RunState:
+    match event:
+        case EvaluationRequested():
+            return _replace(
+                state,
+                evaluations=state.evaluations.set(event_id, Evaluation(event_id, event)),
+                evaluation_order=(*state.evaluation_order, event_id),
+            )
+        case RolloutRecorded():
+            return _add_rollout(state, event_id, event)
+        case RolloutFailed():
+            ledger = _replace(state.ledger, failed_rollouts=state.ledger.failed_rollouts + 1)
+            state = _replace(state, ledger=ledger)
+            found = state.evaluations.get(event.evaluation)
+            if found is None:
+                return state
+            return _set_evaluation(state, event.evaluation, failed=found.failed.set(event_id, event))
+        case ShardSampled():
+            return _add_shard(state, event)
+        case EvaluationCompleted():
+            return _set_evaluation(state, event.request, completed=event)
+        case _:
+            assert_never(event)
+
+
+def _add_rollout(state: RunState, event_id: str, event: RolloutRecorded) -> RunState:
+    ledger = _replace(state.ledger, rollouts=state.ledger.rollouts + 1)
+    scores = state.scores
+    if event.answer and not event.reused and (event.item, event.answer) not in scores:
+        scores = scores.set((event.item, event.answer), event_id)
+    state = _replace(state, ledger=ledger, scores=scores)
+    if event.evaluation in state.evaluations:
+        held = state.evaluations[event.evaluation].rollouts
+        return _set_evaluation(state, event.evaluation, rollouts=held.set(event_id, event))
+    if event.evaluation in state.trainings:
+        held = state.trainings[event.evaluation].rollouts
+        return _set_training(state, event.evaluation, rollouts=held.set(event_id, event))
+    return state
+
+
+def _add_shard(state: RunState, event: ShardSampled) -> RunState:
+    ledger = _replace(
+        state.ledger,
+        prompt_tokens=state.ledger.prompt_tokens + event.prompt_tokens,
+        completion_tokens=state.ledger.completion_tokens + event.completion_tokens,
+    )
+    state = _replace(state, ledger=ledger)
+    if event.evaluation in state.evaluations:
+        shards = state.evaluations[event.evaluation].shards.set(event.shard, event.shards)
+        return _set_evaluation(state, event.evaluation, shards=shards)
+    if event.evaluation in state.trainings:
+        fresh = state.trainings[event.evaluation].fresh
+        shards = fresh.get(event.round, Map()).set(event.shard, event.shards)
+        return _set_training(state, event.evaluation, fresh=fresh.set(event.round, shards))
+    return state
+
+
+TrainingFact = TrainingRequested | RoundRequested | StepTrained | RoundTrained | AdapterTrained
+
+
+def _apply_training(state: RunState, event_id: str, event: TrainingFact) -> RunState:
+    match event:
+        case TrainingRequested():
+            return _replace(state, trainings=state.trainings.set(event_id, Training(event_id, event)))
+        case RoundRequested():
+            found = state.trainings.get(event.training)
+            asked = found.asked if found else Map()
+            return _set_training(state, event.training, asked=asked.set(event.round, event_id))
+        case StepTrained():
+            found = state.trainings.get(event.training)
+            return _set_training(state, event.training, steps=(*(found.steps if found else ()), event))
+        case RoundTrained():
+            ledger = _replace(state.ledger, training_tokens=state.ledger.training_tokens + event.tokens)
+            found = state.trainings.get(event.training)
+            state = _replace(state, ledger=ledger)
+            return _set_training(state, event.training, rounds=(*(found.rounds if found else ()), event))
+        case AdapterTrained():
+            state = _replace(state, adapters=_keep_first(state.adapters, event.adapter.digest, event))
+            return _set_training(state, event.training, outcome=event)
+        case _:
+            assert_never(event)
+
+
+def _set_evaluation(state: RunState, evaluation: str, **changes: object) -> RunState:
+    """A fact about an evaluation that the log does not hold changes nothing: the fold is total."""
+    found = state.evaluations.get(evaluation)
+    if found is None:
+        return state
+    return _replace(state, evaluations=state.evaluations.set(evaluation, _replace(found, **changes)))
+
+
+def _set_training(state: RunState, training: str, **changes: object) -> RunState:
+    found = state.trainings.get(training)
+    if found is None:
+        return state
+    return _replace(state, trainings=state.trainings.set(training, _replace(found, **changes)))

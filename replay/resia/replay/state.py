@@ -1,0 +1,172 @@
+"""The state of a run: everything that any rule reads, as one immutable value.
+
+`fold.evolve` builds it from facts; `digest` identifies it. Maps are persistent (immutables.Map), so every state of
+the past stays valid and folding one fact in costs O(log n).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+from immutables import Map
+from resia.events import (
+    AdapterTrained,
+    Blob,
+    Candidate,
+    ControlFailed,
+    ControlMeasured,
+    DecisionMade,
+    EvaluationCompleted,
+    EvaluationRequested,
+    GateReport,
+    HarnessDrafted,
+    HarnessEdited,
+    ProbeAlarmed,
+    RolloutFailed,
+    RolloutRecorded,
+    RoundTrained,
+    RunCompleted,
+    RunFailed,
+    RunRequested,
+    StepTrained,
+    TestUnsealed,
+    TrainingFailed,
+    TrainingRequested,
+)
+
+Status = Literal["empty", "running", "completed", "failed"]
+Outcome = Literal["accepted", "rejected", "undecided", "failed"]
+Lever = Literal["draft", "edit_harness", "train_weights"]
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """A measurement in progress or closed. Keys of `rollouts` and `failed` are event ids, of `shards` shard numbers."""
+
+    id: str
+    request: EvaluationRequested
+    rollouts: Map[str, RolloutRecorded] = Map()
+    failed: Map[str, RolloutFailed] = Map()
+    shards: Map[int, int] = Map()  # shard number -> shards in all
+    completed: EvaluationCompleted | None = None
+
+    @property
+    def all_sampled(self) -> bool:
+        return any(len(self.shards) == total for total in self.shards.values())
+
+
+class Training(msgspec.Struct, frozen=True):
+    """A weight update in progress or done. `fresh` maps a round to its shards sampled so far."""
+
+    id: str
+    request: TrainingRequested
+    rollouts: Map[str, RolloutRecorded] = Map()
+    fresh: Map[int, Map[int, int]] = Map()
+    asked: Map[int, str] = Map()  # round -> id of its RoundRequested
+    rounds: tuple[RoundTrained, ...] = ()
+    steps: tuple[StepTrained, ...] = ()
+    outcome: AdapterTrained | TrainingFailed | None = None
+
+    def round_sampled(self, round_: int) -> bool:
+        shards = self.fresh.get(round_, Map())
+        return any(len(shards) == total for total in shards.values())
+
+
+class Champion(msgspec.Struct, frozen=True):
+    """The best candidate so far and the evaluation that crowned it. `canaries` are fixed at that moment."""
+
+    candidate: Candidate
+    evaluation: str
+    canaries: tuple[str, ...] = ()
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One thing tried: an operator or an algorithm on a parent candidate, with its measured effect on validation."""
+
+    iteration: int
+    lever: Lever
+    name: str
+    parent: Candidate | None
+    outcome: Outcome
+    gate: GateReport | None
+    detail: str = ""
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """What the run has spent, in the units that decide things: rollouts and tokens."""
+
+    rollouts: int = 0
+    failed_rollouts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    training_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens + self.training_tokens
+
+
+class DecisionAt(NamedTuple):
+    """A decision and its event number."""
+
+    sequence: int
+    decision: DecisionMade
+
+
+class RunState(msgspec.Struct, frozen=True):
+    """A run after `sequence` events. Fields a clock or a worker's name could touch are not here."""
+
+    sequence: int = 0
+    status: Status = "empty"
+    request: RunRequested | None = None
+    request_id: str = ""
+    harnesses: Map[str, HarnessDrafted | HarnessEdited] = Map()  # by harness digest
+    adapters: Map[str, AdapterTrained] = Map()  # by adapter digest
+    evaluations: Map[str, Evaluation] = Map()  # by request id, in no order
+    evaluation_order: tuple[str, ...] = ()
+    trainings: Map[str, Training] = Map()
+    champion: Champion | None = None
+    baseline: Champion | None = None
+    decisions: tuple[DecisionAt, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    fresh_from: int = 0  # trials before this index were on an earlier champion
+    alarms: tuple[ProbeAlarmed, ...] = ()
+    unsealed: TestUnsealed | None = None
+    controls: ControlMeasured | ControlFailed | None = None
+    controls_asked: bool = False
+    ending: RunCompleted | RunFailed | None = None
+    ledger: Ledger = Ledger()
+    scores: Map[tuple[str, str], str] = Map()  # (item, answer) -> id of the rollout that was scored
+    settled: Map[str, None] = Map()  # requests that have their outcome
+    skipped: tuple[int, ...] = ()  # numbers of messages that are no events
+    leaves: Map[int, str] = Map()  # of the events after `root_to`
+    root_to: int = 0
+
+    @property
+    def gates(self) -> int:
+        """Paired tests made so far: k of the alpha spending."""
+        return sum(t.gate is not None and t.gate.test > 0 for t in self.trials)
+
+    @property
+    def iteration(self) -> int:
+        return len(self.decisions)
+
+    @property
+    def current_trials(self) -> tuple[Trial, ...]:
+        """Trials on the present champion."""
+        return self.trials[self.fresh_from :]
+
+    def evaluation_of(self, evaluation: str) -> Evaluation:
+        return self.evaluations[evaluation]
+
+    def generation_of(self, harness: Blob) -> int:
+        """Edits between the draft and `harness`."""
+        count, node = 0, self.harnesses.get(harness.digest)
+        while isinstance(node, HarnessEdited):
+            count, node = count + 1, self.harnesses.get(node.parent.digest)
+        return count
+
+    def rollout(self, rollout: str, evaluation: str) -> RolloutRecorded:
+        """The rollout with event id `rollout` of an evaluation or a training; raises KeyError."""
+        found = self.evaluations.get(evaluation)
+        return found.rollouts[rollout] if found else self.trainings[evaluation].rollouts[rollout]

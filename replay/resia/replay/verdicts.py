@@ -1,0 +1,61 @@
+"""The part of the fold that turns verdicts and failures into champion, trials and canaries."""
+
+from __future__ import annotations
+
+import msgspec
+from resia.events import CandidateAccepted, CandidateRejected, CandidateUndecided, HarnessEdited
+
+from .state import Champion, Evaluation, Lever, Outcome, RunState, Trial
+
+_replace = msgspec.structs.replace
+_OUTCOMES: dict[type, Outcome] = {
+    CandidateAccepted: "accepted",
+    CandidateRejected: "rejected",
+    CandidateUndecided: "undecided",
+}
+
+
+def apply_verdict(state: RunState, event: CandidateAccepted | CandidateRejected | CandidateUndecided) -> RunState:
+    """The champion changes on acceptance only; every verdict but the baseline's is a trial."""
+    found = state.evaluations.get(event.evaluation)
+    if found is None:
+        return state
+    lever, name = tried(state, found)
+    parent = state.champion.candidate if state.champion else None
+    outcome = _OUTCOMES[type(event)]
+    trial = Trial(found.request.iteration, lever, name, parent, outcome, event.gate)
+    state = _replace(state, trials=(*state.trials, trial))
+    if outcome != "accepted":
+        return state
+    limit = state.request.settings.gate.canaries if state.request else 0
+    champion = Champion(found.request.candidate, event.evaluation, canaries(found, limit))
+    return _replace(state, champion=champion, baseline=state.baseline or champion, fresh_from=len(state.trials))
+
+
+def record_failed_trial(state: RunState, iteration: int, lever: Lever, name: str, error: str) -> RunState:
+    """A lever that gave no candidate."""
+    parent = state.champion.candidate if state.champion else None
+    trial = Trial(iteration, lever, name, parent, "failed", None, error)
+    return _replace(state, trials=(*state.trials, trial))
+
+
+def tried(state: RunState, evaluation: Evaluation) -> tuple[Lever, str]:
+    """Which lever made this evaluation's candidate, and its operator or algorithm."""
+    candidate, champion = evaluation.request.candidate, state.champion
+    if champion is None:
+        return "draft", "draft"
+    if candidate.harness.digest != champion.candidate.harness.digest:
+        node = state.harnesses.get(candidate.harness.digest)
+        return "edit_harness", node.operator if isinstance(node, HarnessEdited) else "?"
+    adapter = state.adapters.get(candidate.adapter.digest) if candidate.adapter else None
+    return "train_weights", adapter.algorithm if adapter else "?"
+
+
+def canaries(evaluation: Evaluation, limit: int) -> tuple[str, ...]:
+    """Up to `limit` search items that more than half of the rollouts solve, by name."""
+    tally: dict[str, list[bool]] = {}
+    for rollout in evaluation.rollouts.values():
+        if rollout.split == "search":
+            tally.setdefault(rollout.item, []).append(rollout.success)
+    solved = sorted(item for item, hits in tally.items() if sum(hits) * 2 > len(hits))
+    return tuple(solved[:limit])

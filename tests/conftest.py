@@ -1,0 +1,36 @@
+"""Shared fixtures: a real nats-server on a free port in a temporary folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from resia.runtime.bus import Bus, connect
+from resia.runtime.server import Access, EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+    server = EmbeddedServer(tmp_path_factory.mktemp("server"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture
+async def bus(access: Access) -> AsyncIterator[Bus]:
+    bus = await connect(access.url, *access.login("admin"))
+    await bus.create_registry()
+    yield bus
+    await bus.close()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+async def run(bus: Bus) -> str:
+    name = f"run-{next(_numbers)}"
+    await bus.create_run(name)
+    return name

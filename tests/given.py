@@ -1,0 +1,31 @@
+"""Events and drafts that tests start from."""
+
+from __future__ import annotations
+
+from resia.events import Blob, Candidate, Draft, Event, RunFailed, RunRequested, RunSettings, StepTrained, TestUnsealed
+from resia.runtime.worker import Clerk
+
+
+def clerk(run: str, role: str = "user", worker: str = "w1") -> Clerk:
+    return Clerk(run, role, worker, "0", lambda: 1.0)
+
+
+def requested(**settings: object) -> RunRequested:
+    chosen = RunSettings(**settings)
+    return RunRequested(chosen, chosen.digest(), "d" * 64, "m" * 64)
+
+
+def step(number: int, training: str = "t") -> StepTrained:
+    return StepTrained(training, 0, number, 0.5, 0.0, 1.0, 0.0, 1.0, 1e-4, 10, 5.0)
+
+
+def drafts_of(run: str, events: list[Event], role: str = "user", first: int = 0) -> list[Draft]:
+    """Drafts with distinct ids by ordinal, all caused by nothing."""
+    maker = clerk(run, role)
+    return [maker._draft(None, 0, event, "test", ordinal) for ordinal, event in enumerate(events, first)]
+
+
+BLOB = Blob("a" * 64, 3)
+CANDIDATE = Candidate(BLOB)
+UNSEALED = TestUnsealed(CANDIDATE, CANDIDATE)
+FAILED = RunFailed("x")
