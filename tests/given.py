@@ -12,7 +12,12 @@ def clerk(run: str, role: str = "user", worker: str = "w1") -> Clerk:
 
 def requested(**settings: object) -> RunRequested:
     chosen = RunSettings(**settings)
-    return RunRequested(chosen, chosen.digest(), "d" * 64, "m" * 64)
+    items = {
+        "search": ("s0", "s1"),
+        "validation": tuple(f"v{n}" for n in range(12)),
+        "test": ("t0", "t1"),
+    }
+    return RunRequested(chosen, chosen.digest(), "d" * 64, "m" * 64, items, ("grpo", "best_of_n"))
 
 
 def step(number: int, training: str = "t") -> StepTrained:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+
 from resia.events import Blobs, Manifest, Message
 
 Json = Any

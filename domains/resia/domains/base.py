@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
+
 from resia.events import ControlScore, Failure, Split
 
 Value = str | int | float | bool

@@ -30,7 +30,6 @@ from .evaluation import (
     RolloutsRequested,
     ShardSampled,
     Slot,
-    Split,
     SplitScore,
 )
 from .harness import DraftFailed, EditFailed, EditRequested, HarnessDrafted, HarnessEdited
@@ -67,6 +66,7 @@ from .settings import (
     RunSettings,
     SamplingSettings,
     SelectionSettings,
+    Split,
     TrainingSettings,
 )
 from .training import (

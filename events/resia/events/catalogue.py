@@ -115,14 +115,15 @@ NAMES: dict[type[Event], str] = {cls: name for name, cls in TYPES.items()}
 VERSIONS: dict[str, int] = {"step-trained": 2}
 
 # Events whose identity is the request they close, not the event that happened to trigger the closing, so that
-# racing workers derive one id. Value: the field that holds the request's id.
-ANCHORS: dict[type[Event], str] = {
-    EvaluationCompleted: "request",
-    AdapterTrained: "training",
-    TrainingFailed: "training",
-    TestUnsealed: "",  # once a run: anchored on the run itself
-    RunCompleted: "",
-    RunFailed: "",
+# racing workers derive one id. Value: the fields that name the request; none: once a run.
+ANCHORS: dict[type[Event], tuple[str, ...]] = {
+    EvaluationCompleted: ("request",),
+    RoundRequested: ("training", "round"),
+    AdapterTrained: ("training",),
+    TrainingFailed: ("training",),
+    TestUnsealed: (),
+    RunCompleted: (),
+    RunFailed: (),
 }
 
 # Outcomes of `perform`: the envelope's cause is the request they settle.

@@ -9,8 +9,8 @@ import msgspec
 
 from .blob import Blob
 from .run import Candidate
+from .settings import Split
 
-Split = Literal["search", "validation", "test"]
 Purpose = Literal["candidate", "training", "test", "baseline"]
 # Decided in one place (agents/taskwork.py); an infrastructure failure is never one of these.
 Failure = Literal["wrong", "parse", "refusal", "truncation", "tool_error", "timeout", "sandbox_violation"]

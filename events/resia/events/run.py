@@ -3,10 +3,12 @@ RunCompleted | RunFailed."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from .blob import Blob
-from .settings import RunSettings
+from .settings import Algorithm, RunSettings, Split
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -25,12 +27,22 @@ class Parent(msgspec.Struct, frozen=True):
 
 
 class RunRequested(msgspec.Struct, frozen=True):
-    """A person asks for a run. `domain_digest` pins the data, `model_digest` the base weights (SHA-256)."""
+    """A person asks for a run. `domain_digest` pins the data, `model_digest` the base weights (SHA-256).
+
+    What rules need of the domain and the package stands here too: item names by split, whether rewards only rank
+    (`ordinal`), whether the best rollout is what counts (`objective` max), whether they are 0 or 1 (`binary`), and
+    the `algorithms` that this package has built.
+    """
 
     settings: RunSettings
     settings_digest: str
     domain_digest: str
     model_digest: str
+    items: dict[Split, tuple[str, ...]]
+    algorithms: tuple[Algorithm, ...]
+    objective: Literal["mean", "max"] = "mean"
+    ordinal: bool = False
+    binary: bool = False
     parent: Parent | None = None
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from .ids import sha256
 
+Split = Literal["search", "validation", "test"]
 Mode = Literal["H", "W", "W+H"]
 Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
@@ -87,6 +88,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advantage_epsilon: Rate = 1e-4
     bon_top: Positive = 16
     bon_steps: Positive = 20
+    bon_rounds: Positive = 4  # the steps are cut into as many rounds, so a crash costs one round
     micro_tokens: Positive = 4096
     dr_grpo: bool = False
 

@@ -22,7 +22,6 @@ class TrainingRequested(msgspec.Struct, frozen=True):
     harness: Blob
     adapter: Blob | None
     evaluation: str
-    rounds: int
     seed: int
 
 

@@ -7,6 +7,7 @@ from typing import Any, assert_never
 
 import msgspec
 from immutables import Map
+
 from resia.events import (
     OUTCOMES,
     AdapterTrained,

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 from immutables import Map
+
 from resia.events import (
     AdapterTrained,
     Blob,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+
 from resia.events import CandidateAccepted, CandidateRejected, CandidateUndecided, HarnessEdited
 
 from .state import Champion, Evaluation, Lever, Outcome, RunState, Trial

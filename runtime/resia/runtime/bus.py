@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.kv import KeyValue
+
 from resia.events import Draft, Fact, Skipped, decode
 from resia.events import subjects as names
 from resia.events.errors import BusError, FenceMoved, Tampered, UnreadableEvent, UsageError

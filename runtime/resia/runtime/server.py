@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+
 from resia.events.errors import BusError, UsageError
 from resia.events.subjects import ROLES
 

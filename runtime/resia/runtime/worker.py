@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import structlog
+
 from resia.events import ANCHORS, NAMES, DecisionMade, Draft, Envelope, Event, Fact, Producer, Skipped, encode
 from resia.events import subjects as names
 from resia.events.catalogue import version_of
@@ -105,7 +106,7 @@ def _identity(run: str, cause: str | None, event: Event, handler: str, ordinal: 
     anchor = ANCHORS.get(type(event))
     if anchor is None:
         return cause or run, handler, ordinal
-    return getattr(event, anchor) if anchor else run, NAMES[type(event)], 0
+    return ":".join(str(getattr(event, field)) for field in anchor) or run, NAMES[type(event)], 0
 
 
 class Worker:

@@ -1,0 +1,278 @@
+"""The Feedback-Agent's rules: a verdict on each candidate by the gate, then exactly one decision.
+
+Pure: features, gate and choice are functions in `landscape`, `gate` and `selection`; this module gathers their inputs
+from the folded state and turns their results into facts. Edits are made in `proposing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from resia.events import (
+    CandidateAccepted,
+    CandidateRejected,
+    CandidateUndecided,
+    ControlFailed,
+    ControlMeasured,
+    DecisionMade,
+    DraftFailed,
+    EditFailed,
+    EditRequested,
+    EvaluationCompleted,
+    Event,
+    Fact,
+    GateReport,
+    HarnessDrafted,
+    HarnessEdited,
+    Landscape,
+    ProbeAlarmed,
+    RunCompleted,
+    RunFailed,
+    RunRequested,
+    TestUnsealed,
+    TrainingFailed,
+    TrainingRequested,
+)
+from resia.events.ids import seed_for
+from resia.events.merkle import root
+from resia.replay.state import Champion, Evaluation, RunState
+from resia.replay.verdicts import apply_verdict
+
+from . import selection
+from .gate import gap_probe, judge
+from .landscape import measure
+from .operators import rank
+from .taskwork import item_means
+
+DECIDES = (EvaluationCompleted, DraftFailed, EditFailed, TrainingFailed, ControlMeasured, ControlFailed)
+NO_TEST = 0
+Verdict = CandidateAccepted | CandidateRejected | CandidateUndecided
+_VERDICTS: dict[str, type[Verdict]] = {
+    "accept": CandidateAccepted,
+    "reject": CandidateRejected,
+    "undecided": CandidateUndecided,
+}
+
+
+def decide(state: RunState, fact: Fact) -> list[Event]:
+    """Verdict and decision after a candidate's evaluation; the next decision after a failed lever; the end."""
+    request = state.request
+    if request is None or state.ending is not None:
+        return []
+    event = fact.event
+    match event:
+        case EvaluationCompleted(purpose="candidate"):
+            if event.iteration < state.iteration:
+                return []  # this candidate has had its verdict
+            return _after_candidate(state, request, event)
+        case EditFailed() | TrainingFailed():
+            return [] if event.iteration < state.iteration else _decision(state, request)
+        case EvaluationCompleted() | ControlMeasured() | ControlFailed():
+            return _finish(state)
+        case DraftFailed():
+            return [RunFailed(f"no harness could be drafted: {event.error}")]
+        case _:
+            return []
+
+
+def _after_candidate(state: RunState, request: RunRequested, event: EvaluationCompleted) -> list[Event]:
+    found = state.evaluations[event.request]
+    champion = state.champion
+    if champion is None:
+        return _crown_baseline(state, request, found)
+    before = state.evaluations[champion.evaluation]
+    verdict = _judge(state, request, champion, before, found)
+    alarm = _gap(request, before, found)
+    after = apply_verdict(state, verdict)
+    return [verdict, *([alarm] if alarm else []), *_decision(after, request)]
+
+
+def _crown_baseline(state: RunState, request: RunRequested, found: Evaluation) -> list[Event]:
+    """Generation 0 has nothing to be compared with; without any score there is nothing to improve on."""
+    if not item_means(found, "validation") or not item_means(found, "search"):
+        failed = len(found.failed)
+        return [RunFailed(f"generation 0 could not be measured: all rollouts of a split failed ({failed} in all)")]
+    items = len(item_means(found, "validation"))
+    report = GateReport(NO_TEST, 0.0, items, 1.0, 0.0, 0.0, 0.0, "none", None, "generation 0 is the baseline")
+    verdict = CandidateAccepted(found.id, None, report)
+    return [verdict, *_decision(apply_verdict(state, verdict), request)]
+
+
+def _judge(
+    state: RunState, request: RunRequested, champion: Champion, before: Evaluation, found: Evaluation
+) -> Verdict:
+    test, old, new = state.gates + 1, item_means(before, "validation"), item_means(found, "validation")
+    shared = sorted(old.keys() & new.keys())  # an item lost to infrastructure on either side is no evidence
+    result = judge(
+        {item: new[item] for item in shared},
+        {item: old[item] for item in shared},
+        binary=request.binary,
+        test=test,
+        settings=request.settings.gate,
+        solved=_solved(champion, before, found),
+        seed=seed_for(request.settings.seed, "gate", test),
+    )
+    return _VERDICTS[result.outcome](found.id, champion.evaluation, result.report)
+
+
+def _solved(champion: Champion, before: Evaluation, found: Evaluation) -> dict[str, tuple[float, float]]:
+    """Mean reward before and after on the canaries and on the validation items that the champion solved."""
+    solved = {r.item for r in before.rollouts.values() if r.split == "validation" and r.success}
+    old = item_means(before, "search") | item_means(before, "validation")
+    new = item_means(found, "search") | item_means(found, "validation")
+    names = sorted(solved | set(champion.canaries))
+    return {item: (old[item], new[item]) for item in names if item in old and item in new}
+
+
+def _gap(request: RunRequested, before: Evaluation, found: Evaluation) -> ProbeAlarmed | None:
+    """The search-validation gap, where both sides have scores."""
+    changes: list[float] = []
+    for split in ("search", "validation"):
+        old = before.completed.scores.get(split) if before.completed else None
+        new = found.completed.scores.get(split) if found.completed else None
+        if old is None or new is None:
+            return None
+        changes.append(new.mean - old.mean)
+    return gap_probe(changes[0], changes[1], request.settings.gate, evaluation=found.id)
+
+
+def _decision(state: RunState, request: RunRequested) -> list[Event]:
+    """The one decision, with every input it was taken on, and the request that carries it out."""
+    if state.champion is None:
+        return [RunFailed("there is no champion to improve")]
+    settings, found = request.settings, state.evaluations[state.champion.evaluation]
+    features = _features(state, request, found)
+    trials = state.current_trials
+    tried_algorithms = {t.name for t in trials if t.lever == "train_weights"}
+    choice = selection.choose_algorithm(
+        features,
+        settings.selection,
+        built=request.algorithms,
+        ordinal=request.ordinal,
+        objective=request.objective,
+        failed=[a for a in request.algorithms if a in tried_algorithms],
+        rollouts_fresh=False,  # they are the champion's evaluation, which a failed update has already used
+        requested=settings.algorithm,
+    )
+    edits = _untried(state, found)
+    failed_edits = sum(t.lever == "edit_harness" for t in trials if t.outcome != "accepted")
+    failed_trainings = sum(t.lever == "train_weights" for t in trials if t.outcome != "accepted")
+    lever = selection.choose_lever(
+        settings.loop,
+        settings.selection,
+        failed_edits=failed_edits,
+        failed_trainings=failed_trainings,
+        untried_edit=bool(edits),
+        format_failures=features.format_failures,
+        data_suffice=selection.data_suffice(features, settings.selection),
+        choice=choice,
+        iterations_left=settings.loop.max_iterations - state.iteration,
+        tokens_left=settings.loop.token_budget - state.ledger.tokens,
+    )
+    training = lever.action == "train_weights"
+    decision = DecisionMade(
+        iteration=state.iteration + 1,
+        action=lever.action,
+        reason=f"{lever.reason}; {choice.reason}" if training else lever.reason,
+        rule=f"{lever.rule} {choice.rule}" if training else lever.rule,
+        algorithm=choice.algorithm if training else None,
+        features=features,
+        masks=lever.masks | choice.masks,
+        scores=choice.scores,
+        propensities=choice.propensities,
+        failed_edits=failed_edits,
+        failed_trainings=failed_trainings,
+        merkle_root=_root(state),
+        root_from=state.root_to,
+        root_to=state.sequence,
+    )
+    return [decision, _carry_out(state, request, decision, edits, found)]
+
+
+def _root(state: RunState) -> str:
+    """Merkle root over everything folded since the last one: events (root_to, sequence]."""
+    return root([state.leaves[n] for n in range(state.root_to + 1, state.sequence + 1)])
+
+
+def _carry_out(
+    state: RunState, request: RunRequested, decision: DecisionMade, edits: Sequence[str], found: Evaluation
+) -> Event:
+    champion, baseline = state.champion, state.baseline
+    assert champion is not None  # `_decision` has checked
+    assert baseline is not None
+    failures = found.completed.failures if found.completed else {}
+    if decision.action == "edit_harness":
+        return EditRequested(decision.iteration, champion.candidate.harness, tuple(edits), found.id, failures)
+    if decision.action == "train_weights" and decision.algorithm is not None:
+        return TrainingRequested(
+            decision.iteration,
+            decision.algorithm,
+            request.settings.training,
+            champion.candidate.harness,
+            champion.candidate.adapter,
+            found.id,
+            seed_for(request.settings.seed, "train", decision.iteration),
+        )
+    return TestUnsealed(champion.candidate, baseline.candidate)
+
+
+def _features(state: RunState, request: RunRequested, found: Evaluation) -> Landscape:
+    """Features of the champion's search rollouts, which are on-policy for it: ess 1, no divergence."""
+    rollouts = [r for r in found.rollouts.values() if r.split == "search"]
+    training = request.settings.training
+    mean_tokens = sum(r.prompt_tokens + r.completion_tokens for r in rollouts) / max(len(rollouts), 1)
+    gates = [t.gate for t in state.trials if t.lever == "train_weights" and t.gate]
+    lows = [gate.retention_low for gate in gates if gate.retention_low is not None]
+    lost = sum(low <= -request.settings.gate.retention_delta for low in lows)
+    return measure(
+        rollouts,
+        token_budget_left=max(request.settings.loop.token_budget - state.ledger.tokens, 0),
+        update_tokens=max(round(mean_tokens * training.groups * training.group_size), 1),
+        ess=1.0,
+        kl_per_token=0.0,
+        weight_trials=(len(lows) - lost, lost),
+        seed=seed_for(request.settings.seed, "landscape", state.iteration),
+    )
+
+
+def _untried(state: RunState, found: Evaluation) -> list[str]:
+    """Operators that would change the champion's harness and were not tried on it, best first."""
+    if state.champion is None or found.completed is None:
+        return []
+    node = state.harnesses.get(state.champion.candidate.harness.digest)
+    if not isinstance(node, HarnessDrafted | HarnessEdited):
+        return []
+    harness = state.champion.candidate.harness.digest
+    tried = {
+        name
+        for t in state.trials
+        if t.lever == "edit_harness" and t.parent and t.parent.harness.digest == harness
+        for name in t.name.split("+")
+    }
+    return rank([name for name in node.applicable if name not in tried], found.completed.failures)
+
+
+def _finish(state: RunState) -> list[Event]:
+    """Complete the run once the sealed test and the controls are in."""
+    unsealed, reason = state.unsealed, state.decisions[-1].decision.reason if state.decisions else ""
+    if unsealed is None or state.controls is None:
+        return []
+    scores: dict[str, float | None] = {}
+    for name in ("test", "baseline") if unsealed.baseline != unsealed.champion else ("test",):
+        found = [e for e in state.evaluations.values() if e.request.purpose == name]
+        if not found or found[0].completed is None:
+            return []
+        score = found[0].completed.scores.get("test")
+        scores[name] = score.mean if score else None
+    return [
+        RunCompleted(
+            reason,
+            unsealed.champion,
+            unsealed.baseline,
+            scores["test"],
+            scores.get("baseline", scores["test"]),
+            _root(state),
+            state.root_to,
+            state.sequence,
+        )
+    ]

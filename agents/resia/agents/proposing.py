@@ -1,0 +1,109 @@
+"""Effects of the harness lever: Meta's draft of generation 0 and the edits of the `operators` proposer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from resia.domains.base import Domain, TaskSpec
+from resia.events import (
+    Blob,
+    Blobs,
+    DraftFailed,
+    EditFailed,
+    EditRequested,
+    Event,
+    Fact,
+    Harness,
+    HarnessDrafted,
+    HarnessEdited,
+    RetryPolicy,
+    RunRequested,
+    SystemPrompt,
+    decode_harness,
+    decode_trajectory,
+)
+from resia.events.errors import BoundaryError
+from resia.replay.state import RunState
+
+from . import sources
+from .operators import CATALOGUE, SearchView, Seen, applicable
+
+HARNESS_MEDIA = "application/vnd.resia.harness+json"
+# Room for one answer of the spec's form: names and marks take about two tokens each beside the value.
+TOKENS_A_PARAMETER = 6
+
+
+def first_harness(spec: TaskSpec) -> Harness:
+    """Generation 0: the task as the spec words it, the reference implementations, and the plainest code that works."""
+    known = "\n".join(
+        f"{r.name}: {' '.join(f'{k}={v}' for k, v in r.answer.items())} ({r.doc})" for r in spec.references
+    )
+    text = f"{spec.instruction.strip()}\nKnown implementations:\n{known}"
+    return Harness(
+        SystemPrompt(text),
+        sources.strict_dispatch(spec),
+        RetryPolicy(max_new_tokens=TOKENS_A_PARAMETER * len(spec.parameters)),
+        sources.strict_extraction(spec),
+    )
+
+
+def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
+    """Perform RunRequested: store generation 0 and say so."""
+    assert isinstance(fact.event, RunRequested)
+    harness = first_harness(domain.spec)
+    try:
+        blob = blobs.put(harness.encoded(), HARNESS_MEDIA)
+    except BoundaryError as cause:
+        yield [DraftFailed(str(cause))]
+        return
+    rationale = "The task spec's own words, its reference implementations, and strict parsing."
+    yield [HarnessDrafted(blob, harness.component_digests(), "operators", rationale, applicable(harness, domain))]
+
+
+def edit(state: RunState, fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
+    """Perform EditRequested: the first ranked operator that changes the parent."""
+    event = fact.event
+    assert isinstance(event, EditRequested)
+    try:
+        yield [_edited(state, fact.envelope.id, event, domain, blobs)]
+    except BoundaryError as cause:
+        yield [EditFailed(fact.envelope.id, event.iteration, event.operators, str(cause))]
+
+
+def _edited(state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs) -> Event:
+    parent = decode_harness(blobs.get(event.parent))
+    view = search_view(state, event.evaluation, domain, blobs)
+    for name in event.operators:
+        operator = CATALOGUE[name]
+        harness = operator.edit(parent, domain, view)
+        if harness == parent:
+            continue
+        return HarnessEdited(
+            request,
+            event.iteration,
+            blobs.put(harness.encoded(), HARNESS_MEDIA),
+            event.parent,
+            operator.component,
+            harness.component_digests(),
+            name,
+            operator.rationale,
+            applicable(harness, domain),
+        )
+    return EditFailed(request, event.iteration, event.operators, "no operator changes this harness")
+
+
+def search_view(state: RunState, evaluation: str, domain: Domain, blobs: Blobs) -> SearchView:
+    """What a proposer may see: prompts, answers and rewards of search rollouts; nothing of other splits, no gold."""
+    prompts = {item.id: item.prompt for item in domain.items("search")}
+    rollouts = state.evaluations[evaluation].rollouts
+    seen = [
+        Seen(r.item, prompts[r.item], r.answer, r.reward, _last_text(blobs, r.trajectory))
+        for _, r in sorted(rollouts.items())
+        if r.split == "search"
+    ]
+    return SearchView(tuple(prompts.values()), tuple(seen))
+
+
+def _last_text(blobs: Blobs, trajectory: Blob) -> str:
+    turns = decode_trajectory(blobs.get(trajectory)).turns
+    return turns[-1].text if turns else ""

@@ -1,0 +1,89 @@
+"""Python sources of the two code components, written for a task spec: dispatch(request, tools) and extract(text).
+
+They are what Meta drafts and operators put in place. They run only in the sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+
+from resia.domains.base import TaskSpec
+
+
+def strict_dispatch(spec: TaskSpec) -> str:
+    """Hands the request to the tool as it is; the tool refuses what is missing or out of range."""
+    return f"""def dispatch(request, tools):
+    return tools.{spec.tool}(**request)
+"""
+
+
+def repairing_dispatch(spec: TaskSpec) -> str:
+    """Drops unknown arguments, fills missing ones with their defaults and moves values to the nearest choice."""
+    choices = {p.name: list(p.choices) for p in spec.parameters}
+    defaults = {p.name: p.default for p in spec.parameters}
+    return f"""CHOICES = {choices!r}
+DEFAULTS = {defaults!r}
+
+
+def nearest(name, value):
+    if value in CHOICES[name]:
+        return value
+    numbers = [c for c in CHOICES[name] if isinstance(c, (int, float))]
+    if isinstance(value, (int, float)) and numbers:
+        return min(numbers, key=lambda c: abs(c - value))
+    return DEFAULTS[name]
+
+
+def dispatch(request, tools):
+    repaired = {{name: nearest(name, request.get(name, DEFAULTS[name])) for name in CHOICES}}
+    return tools.{spec.tool}(**repaired)
+"""
+
+
+def strict_extraction(spec: TaskSpec) -> str:
+    """Takes a text that is nothing but name=value pairs, every parameter once."""
+    names = [p.name for p in spec.parameters]
+    return f"""NAMES = {json.dumps(names)}
+{_VALUE}
+
+def extract(text):
+    request = {{}}
+    for part in text.split():
+        name, mark, value = part.partition("=")
+        if not mark or name not in NAMES or name in request or not value:
+            return None
+        request[name] = convert(value)
+    return request if len(request) == len(NAMES) else None
+"""
+
+
+def tolerant_extraction(spec: TaskSpec) -> str:
+    """Finds name=value or name: value pairs anywhere in the text; the first of each name counts."""
+    names = [p.name for p in spec.parameters]
+    return f"""import re
+
+NAMES = {json.dumps(names)}
+PAIR = re.compile(r"(\\w+)\\s*[=:]\\s*([\\w.+-]+)")
+{_VALUE}
+
+def extract(text):
+    request = {{}}
+    for name, value in PAIR.findall(text):
+        if name in NAMES and name not in request:
+            request[name] = convert(value.rstrip(".,;"))
+    return request or None
+"""
+
+
+_VALUE = """
+
+def convert(value):
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
+    except ValueError:
+        return value
+"""

@@ -1,0 +1,146 @@
+"""The denoising domain: options, items, scores and controls put together.
+
+Scores are computed once for each (item, answer) of a process, and the last items used stay laid out in memory. Knows
+nothing of who asks, and reads no file but the one its options name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from resia.domains.base import Answer, Item, Score, TaskSpec, Value
+from resia.events import ControlScore, Split
+from resia.events.errors import UnknownName, UsageError
+from resia.events.ids import sha256
+
+from . import controls, tool
+from .data import load_counts
+from .items import SPLITS, Bench, lay_out, pools, problems
+from .metrics import Verdict
+from .synthetic import synthetic_counts
+
+LAID_OUT = 8  # items kept in memory, about 15 MB each
+
+Items = Annotated[int, Meta(ge=1, le=999)]
+
+
+class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What fixes the items. Either `path`, an .npz of counts, or `synthetic`, a small matrix for tests and examples.
+
+    Genes counted in fewer than `min_cells_per_gene` of all cells are left out: they are nearly all zero, in every
+    score, and cost a quarter of the time.
+    """
+
+    path: str = ""
+    synthetic: bool = False
+    search_items: Items = 6
+    validation_items: Items = 12
+    test_items: Items = 12
+    data_seed: Annotated[int, Meta(ge=0)] = 0
+    min_cells_per_gene: Annotated[int, Meta(ge=1)] = 30
+
+
+class Denoising:
+    """Implements `resia.domains.base.Domain`; see there. Raises UsageError for options or counts it cannot use."""
+
+    Options = DenoisingOptions
+
+    def __init__(self, options: DenoisingOptions) -> None:
+        if bool(options.path) == options.synthetic:
+            raise UsageError(
+                "the denoising domain needs either the option path, an .npz of counts ('resia assets pull' makes one), "
+                "or synthetic=true"
+            )
+        counts = synthetic_counts(options.data_seed) if options.synthetic else load_counts(Path(options.path))
+        self._counts = counts.genes_in(options.min_cells_per_gene)
+        fixed = msgspec.json.encode(msgspec.structs.replace(options, path=""), order="deterministic")
+        self._digest = sha256(fixed + counts.digest().encode())
+        pool = pools(self._counts, options.data_seed)
+        sizes = dict(zip(SPLITS, (options.search_items, options.validation_items, options.test_items), strict=True))
+        made = {split: problems(split, pool[split], sizes[split], options.data_seed) for split in SPLITS}
+        self._items = {split: tuple(problem.item for problem in made[split]) for split in SPLITS}
+        self._problems = {problem.item.id: problem for split in SPLITS for problem in made[split]}
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._bench = lru_cache(maxsize=LAID_OUT)(self._lay_out)
+
+    @property
+    def spec(self) -> TaskSpec:
+        return tool.SPEC
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        return self._items[split]
+
+    def parse(self, request: Mapping[str, object]) -> dict[str, Value]:
+        return tool.parse(request)
+
+    def render(self, answer: Answer) -> str:
+        return tool.render(answer)
+
+    def score(self, item: str, answer: Answer) -> Score:
+        """Audited reward; success beats the reversed MAGIC on the same item. Raises ValueError for no valid answer and
+        UnknownName for no item."""
+        verdict = self._verdict(item, tool.parse(answer))
+        reference = self._verdict(item, tool.REFERENCE.answer).audited
+        metrics = {**_metrics(verdict), "reference": reference}
+        if verdict.fault:
+            return Score(0.0, False, "wrong", verdict.fault, metrics)
+        detail = f"audited {verdict.audited:.3f}, reference {reference:.3f}"
+        return Score(verdict.audited, verdict.audited > reference, None, detail, metrics)
+
+    def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
+        found = controls.random_search(self._search_mean, len(self._items["search"]), budget, seed)
+        answers: dict[str, Answer] = {"magic-reference": tool.REFERENCE.answer, "random-search": found}
+        return tuple(score for split in SPLITS for score in self._split_controls(split, answers))
+
+    def _split_controls(self, split: Split, answers: Mapping[str, Answer]) -> list[ControlScore]:
+        ids = [item.id for item in self._items[split]]
+        judged: dict[str, list[Verdict]] = {name: [] for name in (*controls.FIXED, *answers)}
+        for item in ids:
+            bench = self._bench(item)
+            for name, make in controls.FIXED.items():
+                judged[name].append(_rounded(bench.judge.verdict(make(bench.train))))
+            for name, answer in answers.items():
+                judged[name].append(self._verdict(item, answer))
+        texts = {name: tool.render(answer) for name, answer in answers.items()}
+        return [
+            controls.summary(name, split, [_metrics(v) for v in row], [v.audited for v in row], texts.get(name, ""))
+            for name, row in judged.items()
+        ]
+
+    def _search_mean(self, answer: Answer) -> float:
+        rewards = [self._verdict(item.id, answer).audited for item in self._items["search"]]
+        return sum(rewards) / len(rewards)
+
+    def _verdict(self, item: str, answer: Answer) -> Verdict:
+        key = (item, tool.render(answer))
+        if key not in self._verdicts:
+            bench = self._bench(item)
+            self._verdicts[key] = _rounded(bench.judge.verdict(bench.magic.denoise(tool.config(answer))))
+        return self._verdicts[key]
+
+    def _lay_out(self, item: str) -> Bench:
+        if item not in self._problems:
+            raise UnknownName("item", item, self._problems)
+        return lay_out(self._problems[item], self._counts)
+
+
+def _rounded(verdict: Verdict) -> Verdict:
+    """To six digits: below that, the number of threads of the linear algebra shows."""
+    fields = {name: value for name, value in msgspec.structs.asdict(verdict).items() if isinstance(value, float)}
+    return msgspec.structs.replace(verdict, **{name: round(value, 6) for name, value in fields.items()})
+
+
+def _metrics(verdict: Verdict) -> dict[str, float]:
+    """Every number of a verdict by name, and whether each check passed (1 or 0)."""
+    numbers = {name: value for name, value in msgspec.structs.asdict(verdict).items() if isinstance(value, float)}
+    return {**numbers, "valid": float(not verdict.fault), "gate_passed": float(not verdict.gate)}

@@ -1,0 +1,78 @@
+"""Domains by name: built in, or of any installed package that declares the entry point group `resia.domains`.
+
+A factory is a callable with an attribute `Options`, a frozen msgspec Struct; it takes one of them and returns a Domain.
+A domain's module is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from resia.domains.base import Domain
+from resia.events.errors import UnknownName, UsageError
+
+GROUP = "resia.domains"
+BUILT_IN: Mapping[str, tuple[str, str]] = {"denoising": ("resia.domains.denoising.domain", "Denoising")}
+
+
+class Factory(Protocol):
+    """What makes a domain. Raises UsageError for options it cannot use."""
+
+    Options: type[msgspec.Struct]
+
+    def __call__(self, options: Any, /) -> Domain: ...
+
+
+def domain_names() -> tuple[str, ...]:
+    """Every name that `load_domain` knows, sorted."""
+    return tuple(sorted({*BUILT_IN, *_plug_ins()}))
+
+
+def load_domain(name: str, options: Mapping[str, object]) -> Domain:
+    """Build a domain. A built-in name cannot be taken over by a plug-in.
+
+    Raises UnknownName for a domain or an option that does not exist, UsageError for an option's value.
+    """
+    factory = _factory(name)
+    known = factory.Options.__struct_fields__
+    for option in options:
+        if option not in known:
+            raise UnknownName(f"option of the {name} domain", option, known)
+    return factory(_checked(name, factory.Options, options))
+
+
+def _checked(name: str, kind: type[msgspec.Struct], options: Mapping[str, object]) -> msgspec.Struct:
+    try:
+        return msgspec.convert(dict(options), kind)
+    except msgspec.ValidationError as cause:
+        why, _, place = str(cause).partition(" - at ")
+        option = place.strip("`").removeprefix("$.")
+        if option not in options:
+            raise UsageError(f"the {name} domain cannot be built from these options: {why}") from cause
+        raise UsageError(
+            f"option {option} of the {name} domain is {options[option]!r}: {why[0].lower()}{why[1:]}"
+        ) from cause
+
+
+def _factory(name: str) -> Factory:
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name]
+        return cast(Factory, getattr(import_module(module), attribute))
+    plug_ins = _plug_ins()
+    if name not in plug_ins:
+        raise UnknownName("domain", name, domain_names())
+    try:
+        return cast(Factory, plug_ins[name].load())
+    except (ImportError, AttributeError) as cause:
+        raise UsageError(
+            f"domain '{name}' of the package {plug_ins[name].value} cannot be imported: {cause}"
+        ) from cause
+
+
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,0 +1,178 @@
+"""The embedded engine: a transformers model on the CPU, sampled by a loop of our own.
+
+Unlike `model.generate` it gives every row a generator of its own, returns the log-probability of each token under the
+distribution it was drawn from, and computes what the rows of a batch share only once. Tokens depend on the manifest and
+on the batch: neighbours change float32 results in the last digits only, lower precisions more.
+Collaborators: `sampling` (draws, stops), `decoding` (the batch in flight), `shared_prefix` (attention), `lora`
+(adapters). Knows nothing of harnesses, scores or events.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from resia.agents.ports import Completion, Sampling
+from resia.events import EngineSettings, Manifest, Message
+from resia.events.errors import ModelError, boundary
+from resia.runtime.assets import model_digest
+
+from .decoding import Decoding
+from .lora import Adapters
+from .sampling import Stopper, draw, uniforms
+from .shared_prefix import NAME, Prefix, common_prefix, prefill_prefix
+
+KEEP_PREFIXES = 4
+
+
+class TransformersEngine:
+    """Implements `resia.agents.ports.Engine`. One process should hold one: it sets torch's number of threads."""
+
+    def __init__(self, model_dir: Path, settings: EngineSettings) -> None:
+        """Load the model folder `model_dir` as transformers writes it; raises ModelError when it cannot be used."""
+        if not (model_dir / "config.json").is_file():
+            raise ModelError(f"there is no model in {model_dir}: run: resia assets pull {settings.model}")
+        torch.set_num_threads(settings.threads)
+        logging.disable_progress_bar()
+        with boundary(ModelError, f"model {settings.model} in {model_dir} does not load"):
+            digest = model_digest(model_dir)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                model_dir, dtype=getattr(torch, settings.dtype), attn_implementation=NAME, local_files_only=True
+            ).eval()
+        kinds = set(getattr(self._model.config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise ModelError(
+                f"model {settings.model} has layers of {', '.join(sorted(kinds))}; only full attention works"
+            )
+        self._settings = settings
+        self._adapters = Adapters(self._model, digest)
+        self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], Prefix] = OrderedDict()
+        self._manifest = Manifest(
+            model=settings.model,
+            model_digest=digest,
+            dtype=settings.dtype,
+            threads=settings.threads,
+            instruction_set=torch.backends.cpu.get_cpu_capability(),
+            package=version("resia"),
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the tokens depend on beside the seeds; `sandbox_tier` is empty, for it is not the engine's."""
+        return self._manifest
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        adapter: Path | None,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """See `Engine.generate`. Raises ModelError, also for a prompt that leaves no room for `max_new_tokens`."""
+        if len(prompts) != len(seeds):
+            raise ModelError(f"{len(prompts)} prompts came with {len(seeds)} seeds; give one seed a prompt")
+        if not prompts:
+            return []
+        key = self._adapters.use(adapter)
+        with boundary(ModelError, f"model {self._settings.model} failed to generate"), torch.inference_mode():
+            encoded = self._encode(prompts)
+            self._check_room(encoded, sampling.max_new_tokens)
+            shared = common_prefix(encoded)
+            prefix = self._prefix(key, encoded[0][:shared])
+            decoding = Decoding(self._model, prefix, [row[shared:] for row in encoded], sampling.max_new_tokens)
+            return self._decode(decoding, encoded, sampling, seeds, on_tokens)
+
+    def _encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids of each prompt in the model's chat format, open for the assistant's turn."""
+        known: dict[tuple[Message, ...], list[int]] = {}
+        for prompt in map(tuple, prompts):
+            if prompt not in known:
+                chat = [{"role": message.role, "content": message.content} for message in prompt]
+                known[prompt] = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        return [known[tuple(prompt)] for prompt in prompts]
+
+    def _check_room(self, encoded: list[list[int]], max_new_tokens: int) -> None:
+        longest, context = max(map(len, encoded)), self._model.config.max_position_embeddings
+        if longest + max_new_tokens > context:
+            raise ModelError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the {context} tokens "
+                f"of {self._settings.model}"
+            )
+
+    def _prefix(self, adapter: str, tokens: list[int]) -> Prefix | None:
+        """Keys and values of the shared tokens, kept from call to call for a few (adapter, tokens)."""
+        if not tokens:
+            return None
+        key = (adapter, tuple(tokens))
+        if key not in self._prefixes:
+            self._prefixes[key] = prefill_prefix(self._model, tokens)
+        self._prefixes.move_to_end(key)
+        if len(self._prefixes) > KEEP_PREFIXES:
+            self._prefixes.popitem(last=False)
+        return self._prefixes[key]
+
+    def _stopper(self, stop: tuple[str, ...]) -> Stopper:
+        declared = self._model.generation_config.eos_token_id
+        ends = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+
+        def decode(tokens: list[int], skip_special: bool) -> str:
+            text: str = self._tokenizer.decode(
+                tokens, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+            )
+            return text
+
+        return Stopper(decode, frozenset(ends), stop)
+
+    def _decode(
+        self,
+        decoding: Decoding,
+        encoded: list[list[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_tokens: Callable[[int], None] | None,
+    ) -> list[Completion]:
+        """Sample until every row has stopped or is long enough."""
+        uniforms_B_T = uniforms(seeds, sampling.max_new_tokens)
+        stopper = self._stopper(sampling.stop)
+        tokens: list[list[int]] = [[] for _ in encoded]
+        logprobs: list[list[float]] = [[] for _ in encoded]
+        stopped: set[int] = set()
+        for step in range(sampling.max_new_tokens):
+            drawn = draw(decoding.logits_B_V, sampling.temperature, uniforms_B_T[decoding.rows, step])
+            slots = [slot for slot, row in enumerate(decoding.rows) if row not in stopped]
+            for slot in slots:
+                row = decoding.rows[slot]
+                tokens[row].append(int(drawn.tokens[slot]))
+                logprobs[row].append(float(drawn.logprobs[slot]))
+                if stopper.stops(tokens[row]):
+                    stopped.add(row)
+            if on_tokens:
+                on_tokens(len(slots))
+            alive = [slot for slot in slots if decoding.rows[slot] not in stopped]
+            if not alive or step + 1 == sampling.max_new_tokens:
+                break
+            drawn_B = drawn.tokens
+            # Half the rows or fewer left: a smaller batch pays for the copying.
+            if 2 * len(alive) <= len(decoding.rows):
+                decoding.keep(alive)
+                drawn_B = drawn_B[alive]
+            decoding.step(drawn_B)
+        return [
+            Completion(
+                prompt_ids=tuple(encoded[row]),
+                token_ids=tuple(tokens[row]),
+                logprobs=tuple(logprobs[row]),
+                text=stopper.text(tokens[row]),
+                finish="stop" if row in stopped else "length",
+            )
+            for row in range(len(encoded))
+        ]

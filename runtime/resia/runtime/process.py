@@ -1,0 +1,117 @@
+"""One worker process: connect as its role, serve until told to stop. Run as `python -m resia.runtime.process FILE`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from resia.events.errors import ResiaError
+
+from .blobs import DirectoryBlobs
+from .bus import Bus, connect
+from .config import ProcessConfig
+from .resources import Resources, package_version
+from .roles import role
+from .worker import Clerk, Worker, serve_runs
+
+_PR_SET_PDEATHSIG = 1
+STOPPED = 128 + signal.SIGTERM
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends, so that no worker outlives its supervisor."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def configure_logs() -> None:
+    """One JSON line per handled event on standard output."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+    )
+    logging.getLogger("nats").setLevel(logging.ERROR)
+
+
+def live_publisher(bus: Bus, name: str) -> Callable[[str], Callable[[dict[str, Any]], None]]:
+    """Publish progress from the thread that performs; a progress message that is lost costs nothing."""
+    loop = asyncio.get_running_loop()
+
+    def live_of(run: str) -> Callable[[dict[str, Any]], None]:
+        def publish(data: dict[str, Any]) -> None:
+            asyncio.run_coroutine_threadsafe(bus.publish_live(run, name, data), loop)
+
+        return publish
+
+    return live_of
+
+
+async def serve(config: ProcessConfig) -> None:
+    """Serve `config.run`, or every active run."""
+    bus = await connect(config.url, config.user, config.password)
+    resources = Resources(DirectoryBlobs(config.blobs), config.cache, config.unsafe_local)
+    chosen = role(config.role, resources, live_publisher(bus, config.role))
+
+    def clerk(run: str) -> Clerk:
+        return Clerk(run, config.role, config.worker, package_version(), time.time)
+
+    try:
+        if config.run is None:
+            await serve_runs(bus, chosen, clerk)
+        else:
+            await Worker(bus, chosen, clerk(config.run)).serve()
+    finally:
+        await bus.close()
+
+
+def main(path: str) -> int:
+    """Exit code 0 when the run has ended, 1 when something broke (the reason is the last log line), 143 on SIGTERM."""
+    config = ProcessConfig.model_validate_json(Path(path).read_text())
+    die_with_parent()
+    configure_logs()
+    log = structlog.get_logger().bind(role=config.role, worker=config.worker)
+    log.info("started", run=config.run)
+
+    async def until_stopped() -> int:
+        task = asyncio.create_task(serve(config))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return STOPPED
+        return 0
+
+    code = 1
+    try:
+        code = asyncio.run(until_stopped())
+    except* ResiaError as group:
+        for cause in _leaves(group):
+            log.error("failed", error=f"{cause}")
+    return code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors inside a group of groups."""
+    return [
+        leaf
+        for cause in group.exceptions
+        for leaf in (_leaves(cause) if isinstance(cause, BaseExceptionGroup) else [cause])
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

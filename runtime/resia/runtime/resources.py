@@ -1,0 +1,125 @@
+"""What a worker's `perform` uses, made when first needed: domains, engine, sandbox, policy, live progress.
+
+Heavy libraries are imported here, by the process that needs them and only then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from resia.agents.ports import AgentPorts, Engine, Sandbox
+from resia.domains.base import Domain
+from resia.domains.registry import load_domain
+from resia.events import Blobs, EngineSettings, Manifest, RunRequested, RunSettings, TrainingSettings
+from resia.events.errors import UsageError
+
+from . import assets
+
+if TYPE_CHECKING:
+    from resia.trainers.policy import Policy
+
+# Where a domain's data comes from when its options name no path: an asset of this package's catalogue.
+DOMAIN_ASSETS = {"denoising": ("path", "celltypist-sample")}
+Live = Callable[[dict[str, Any]], None]
+
+
+def package_version() -> str:
+    return version("resia")
+
+
+def domain_for(settings: RunSettings, cache: Path | None) -> Domain:
+    """The run's domain, its data found among the assets unless the options say otherwise."""
+    options: dict[str, object] = dict(settings.domain_options)
+    needed = DOMAIN_ASSETS.get(settings.domain)
+    if needed and needed[0] not in options and not options.get("synthetic"):
+        options[needed[0]] = str(assets.require(needed[1], cache))
+    return load_domain(settings.domain, options)
+
+
+def model_folder(engine: EngineSettings, cache: Path | None) -> Path:
+    """The model's folder: an asset's name, or a path to a folder as transformers saves it."""
+    given = Path(engine.model)
+    return given if (given / "config.json").is_file() else assets.require(engine.model, cache)
+
+
+class Resources:
+    """One process's share of the outside world, for any number of runs."""
+
+    def __init__(self, blobs: Blobs, cache: Path | None, unsafe_local: bool) -> None:
+        self._blobs, self._cache, self._unsafe = blobs, cache, unsafe_local
+        self._domains = lru_cache(maxsize=4)(self._load_domain)
+        self._engine = lru_cache(maxsize=1)(self._load_engine)
+        self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
+        self._policy = lru_cache(maxsize=1)(self._load_policy)
+
+    def domain(self, request: RunRequested) -> Domain:
+        """The run's domain over exactly the data the run began with."""
+        return self._domains(msgspec.json.encode(request.settings), request.domain_digest)
+
+    def agent_ports(self, request: RunRequested, live: Live) -> AgentPorts:
+        return AgentPorts(
+            engine=lambda: self._engine(request.settings.engine, request.model_digest),
+            sandbox=lambda: self._sandbox(),
+            blobs=self._blobs,
+            clock=time.monotonic,
+            live=live,
+        )
+
+    @property
+    def blobs(self) -> Blobs:
+        return self._blobs
+
+    def policy(self, request: RunRequested, training: TrainingSettings) -> Policy:
+        return self._policy(request.settings.engine, request.model_digest, training)
+
+    def manifest(self, request: RunRequested) -> Manifest:
+        """What an adapter's bytes depend on, as the trainer sees it."""
+        import torch
+
+        engine = request.settings.engine
+        return Manifest(
+            engine.model,
+            request.model_digest,
+            engine.dtype,
+            torch.get_num_threads(),
+            torch.backends.cpu.get_cpu_capability(),
+            package_version(),
+        )
+
+    def _load_domain(self, settings: bytes, digest: str) -> Domain:
+        domain = domain_for(msgspec.json.decode(settings, type=RunSettings), self._cache)
+        if domain.digest != digest:
+            raise UsageError(
+                f"the data of domain '{domain.spec.name}' is not what the run began with (digest {domain.digest[:12]},"
+                f" the run's {digest[:12]}): restore the data, or start a new run"
+            )
+        return domain
+
+    def _load_engine(self, settings: EngineSettings, digest: str) -> Engine:
+        from .engines.transformers_engine import TransformersEngine
+
+        engine = TransformersEngine(model_folder(settings, self._cache), settings)
+        if engine.manifest.model_digest != digest:
+            raise UsageError(
+                f"model '{settings.model}' is not what the run began with (digest"
+                f" {engine.manifest.model_digest[:12]}, the run's {digest[:12]}): pull the asset again"
+            )
+        return engine
+
+    def _start_sandbox(self) -> Sandbox:
+        from .sandbox import ProcessSandbox, SandboxLimits
+
+        return ProcessSandbox(SandboxLimits(), unsafe_local=self._unsafe)
+
+    def _load_policy(self, engine: EngineSettings, digest: str, training: TrainingSettings) -> Policy:
+        from resia.trainers.policy import Policy
+
+        folder = model_folder(engine, self._cache)
+        return Policy.load(folder, engine.dtype, engine.threads, training, digest)

@@ -1,0 +1,101 @@
+"""The roles as data for the worker loop: each layer's rules, and its effects bound to this process's resources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from resia.events import ControlRequested, EditRequested, Event, Fact, RolloutsRequested, RoundRequested, RunRequested
+from resia.events.errors import UnknownName
+from resia.replay.state import RunState
+
+from .resources import Resources
+from .worker import Role
+
+LiveOf = Callable[[str], Callable[[dict[str, Any]], None]]
+ROLE_NAMES = ("meta", "task", "feedback", "trainer")
+
+
+def role(name: str, resources: Resources, live_of: LiveOf) -> Role:
+    """The role called `name`, importing its layer only; `live_of(run)` publishes a run's progress."""
+    makers: dict[str, Callable[[Resources, LiveOf], Role]] = {
+        "meta": _meta,
+        "task": _task,
+        "feedback": _feedback,
+        "trainer": _trainer,
+    }
+    if name not in makers:
+        raise UnknownName("role", name, ROLE_NAMES)
+    return makers[name](resources, live_of)
+
+
+def deciders() -> dict[str, Callable[[RunState, Fact], Sequence[Event]]]:
+    """Every role's rules, for replaying decisions."""
+    from resia.agents import feedback, taskwork
+    from resia.trainers import decider
+
+    return {"task": taskwork.decide, "feedback": feedback.decide, "trainer": decider.decide}
+
+
+def _request(state: RunState) -> RunRequested:
+    assert state.request is not None  # nothing is performed before the run is requested
+    return state.request
+
+
+def _nothing(state: RunState, fact: Fact) -> list[Event]:
+    """Meta has no rules: the request for a run is itself the request for a draft."""
+    del state, fact
+    return []
+
+
+def _meta(resources: Resources, live_of: LiveOf) -> Role:
+    del live_of
+    from resia.agents import proposing
+
+    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+        return proposing.draft(fact, resources.domain(_request(state)), resources.blobs)
+
+    return Role("meta", (), _nothing, (RunRequested,), perform)
+
+
+def _task(resources: Resources, live_of: LiveOf) -> Role:
+    from resia.agents import rollout, taskwork
+
+    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+        request = _request(state)
+        domain = resources.domain(request)
+        if isinstance(fact.event, ControlRequested):
+            return rollout.measure_controls(fact, domain)
+        ports = resources.agent_ports(request, live_of(fact.envelope.run))
+        return rollout.sample_shard(state, fact, domain, ports)
+
+    return Role("task", taskwork.DECIDES, taskwork.decide, (RolloutsRequested, ControlRequested), perform)
+
+
+def _feedback(resources: Resources, live_of: LiveOf) -> Role:
+    del live_of
+    from resia.agents import feedback, proposing
+
+    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+        return proposing.edit(state, fact, resources.domain(_request(state)), resources.blobs)
+
+    return Role("feedback", feedback.DECIDES, feedback.decide, (EditRequested,), perform)
+
+
+def _trainer(resources: Resources, live_of: LiveOf) -> Role:
+    import time
+
+    from resia.trainers import decider, performing
+
+    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+        request = _request(state)
+        ports = performing.TrainerPorts(
+            policy=lambda training: resources.policy(request, training),
+            manifest=lambda: resources.manifest(request),
+            blobs=resources.blobs,
+            clock=time.monotonic,
+            live=live_of(fact.envelope.run),
+        )
+        return performing.train(state, fact, ports)
+
+    return Role("trainer", decider.DECIDES, decider.decide, (RoundRequested,), perform)

@@ -1,0 +1,191 @@
+"""One run from request to seal: server, registry, first event, workers, and what a person watches.
+
+`launch` is all that `resia run`, `resia demo` and tests need. It holds no rule: the workers decide, the log says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resia.events import Fact, RunRequested, RunSettings, Skipped
+from resia.events.errors import UnknownName, UsageError
+from resia.events.settings import Split
+from resia.replay.state import RunState
+
+from .bus import Bus, connect
+from .config import ProcessConfig
+from .resources import domain_for, model_folder, package_version
+from .server import Access
+from .store import Store, require_run, serving
+from .supervisor import Died, Supervisor
+from .worker import Clerk, Follower
+
+DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}
+SPLITS: tuple[Split, ...] = ("search", "validation", "test")
+
+
+def _ignore(*_: object) -> None:
+    """Watch nothing."""
+
+
+class Watch(NamedTuple):
+    """What a session tells whoever watches; every field may do nothing."""
+
+    fact: Callable[[RunState, Fact | Skipped], None] = _ignore
+    live: Callable[[dict[str, Any]], None] = _ignore
+    died: Callable[[Died], None] = _ignore
+    started: Callable[[Supervisor], None] = _ignore
+
+
+class Session(NamedTuple):
+    """What to run and where. `settings` None: continue the run that is there."""
+
+    run: str
+    settings: RunSettings | None
+    store: Store
+    workers: Mapping[str, int] = DEFAULT_WORKERS
+    cache: Path | None = None
+    port: int | None = None
+    unsafe_local: bool = False
+
+
+def parse_workers(specs: list[str]) -> dict[str, int]:
+    """`task=2` to processes a role; UsageError names what is off."""
+    chosen = dict(DEFAULT_WORKERS)
+    for spec in specs:
+        name, mark, count = spec.partition("=")
+        if name not in chosen:
+            raise UnknownName("role", name, chosen)
+        if not mark or not count.isdigit() or int(count) < 1:
+            raise UsageError(f"--workers takes role=number of at least 1, such as task=2, not '{spec}'")
+        chosen[name] = int(count)
+    return chosen
+
+
+async def launch(session: Session, watch: Watch) -> RunState:
+    """Start or continue the run and see it to its end; the state it ended in.
+
+    Everything but the embedded server's own log survives an interruption at any point: launch again to continue.
+    """
+    request = _request(session) if session.settings is not None else None
+    async with serving(session.store, port=session.port, share=False) as access:
+        bus = await connect(access.url, *access.login("admin"))
+        try:
+            await bus.create_registry()
+            settings = await _begin(bus, session, request)
+            state = await _attend(bus, access, session, settings, watch)
+            await bus.set_status(session.run, state.status)
+            await bus.seal(session.run)
+            return state
+        finally:
+            await bus.close()
+
+
+def _request(session: Session) -> RunRequested:
+    """The first event: checks domain, data, model and algorithm before anything is written."""
+    from resia.trainers.objectives import FEASIBLE
+
+    from .assets import model_digest
+
+    settings = session.settings
+    assert settings is not None
+    if settings.algorithm is not None and settings.algorithm not in FEASIBLE:
+        raise UnknownName("algorithm (of those built)", settings.algorithm, FEASIBLE)
+    folder = model_folder(settings.engine, session.cache)
+    domain = domain_for(settings, session.cache)
+    items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
+    if len(items["validation"]) < settings.gate.min_items:
+        raise UsageError(
+            f"domain '{settings.domain}' has {len(items['validation'])} validation items and the gate needs"
+            f" {settings.gate.min_items}: add items, or set gate.min_items"
+        )
+    return RunRequested(
+        settings,
+        settings.digest(),
+        domain.digest,
+        model_digest(folder),
+        items,
+        FEASIBLE,
+        domain.spec.objective,
+        domain.spec.ordinal,
+    )
+
+
+async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> RunSettings:
+    """Write the first event, or find the run that is to go on; the settings it runs with."""
+    if request is not None:
+        await bus.create_run(session.run)
+        clerk = Clerk(session.run, "user", "cli", package_version(), time.time)
+        await bus.append(session.run, [clerk.genesis(request)])
+        return request.settings
+    await require_run(bus, session.run)
+    async for fact in bus.read(session.run):
+        if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
+            return fact.event.settings
+    raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
+
+
+async def _attend(bus: Bus, access: Access, session: Session, settings: RunSettings, watch: Watch) -> RunState:
+    """Workers, fold and progress until the run has ended."""
+    follower = Follower(bus, session.run)
+    supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
+    ended = asyncio.Event()
+
+    def on_fact(state: RunState, fact: Fact | Skipped) -> None:
+        watch.fact(state, fact)
+        if state.ending is not None:
+            ended.set()
+
+    helpers = [
+        asyncio.create_task(follower.follow(on_fact)),
+        asyncio.create_task(_relay(bus, session.run, watch.live)),
+        *(asyncio.create_task(supervisor.keep(c)) for c in _configs(access, session)),
+    ]
+    watch.started(supervisor)
+    end = asyncio.create_task(ended.wait())
+    try:
+        await _first(end, helpers)
+    finally:
+        await supervisor.stop()
+        for task in (end, *helpers):
+            task.cancel()
+        await asyncio.gather(end, *helpers, return_exceptions=True)
+    return follower.state
+
+
+async def _first(end: asyncio.Task[Any], helpers: list[asyncio.Task[None]]) -> None:
+    """Wait for the end; raise what a helper raises before it. A helper that ends well is not waited for."""
+    waiting: set[asyncio.Task[Any]] = {end, *helpers}
+    while not end.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {end}:
+            task.result()
+
+
+async def _relay(bus: Bus, run: str, live: Callable[[dict[str, Any]], None]) -> None:
+    with suppress(asyncio.CancelledError):
+        async for data in bus.live(run):
+            live(data)
+
+
+def _configs(access: Access, session: Session) -> list[ProcessConfig]:
+    return [
+        ProcessConfig(
+            url=access.url,
+            user=access.login(role)[0],
+            password=access.login(role)[1],
+            role=role,
+            worker=f"{role}-{number}",
+            blobs=session.store.folder / "blobs",
+            cache=session.cache,
+            run=session.run,
+            unsafe_local=session.unsafe_local,
+        )
+        for role, count in session.workers.items()
+        for number in range(1, count + 1)
+    ]

@@ -1,0 +1,63 @@
+"""Where runs live on one machine: a folder with the embedded server's store, the blobs and the workers' logs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from resia.events.errors import UnknownName
+
+from .blobs import DirectoryBlobs
+from .bus import Bus, connect
+from .server import Access, EmbeddedServer, running_access
+
+
+class Store(NamedTuple):
+    """A store folder, or an external server (`nats`) whose blobs are still in the folder."""
+
+    folder: Path
+    nats: str | None = None
+
+    def blobs(self) -> DirectoryBlobs:
+        return DirectoryBlobs(self.folder / "blobs")
+
+    @property
+    def workers(self) -> Path:
+        return self.folder / "workers"
+
+
+@asynccontextmanager
+async def serving(store: Store, *, port: int | None = None, share: bool = True) -> AsyncIterator[Access]:
+    """Access to the store's log: the external server, one that already runs here (`share`), or one started now."""
+    if store.nats is not None:
+        yield Access(store.nats)
+        return
+    running = running_access(store.folder) if share else None
+    if running is not None:
+        yield running
+        return
+    server = EmbeddedServer(store.folder, port)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@asynccontextmanager
+async def opened(store: Store) -> AsyncIterator[Bus]:
+    """The store's log for reading and administration."""
+    async with serving(store) as access:
+        bus = await connect(access.url, *access.login("admin"))
+        try:
+            await bus.create_registry()
+            yield bus
+        finally:
+            await bus.close()
+
+
+async def require_run(bus: Bus, run: str) -> None:
+    """Raise UnknownName with the nearest runs when there is no `run`."""
+    if await bus.find_run(run) is None:
+        raise UnknownName("run", run, [entry.run for entry in await bus.runs()])

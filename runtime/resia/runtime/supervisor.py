@@ -1,0 +1,107 @@
+"""Keeps one process a role (or more) alive: starts them, restarts what dies, stops them cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from resia.events.errors import BusError
+
+from .config import ProcessConfig
+from .process import die_with_parent
+
+MAX_RESTARTS = 5  # of one process, in a row, before the run is given up (and can be resumed)
+STEADY_S = 60.0  # a process that lived this long starts its count anew
+STOP_S = 10.0
+
+
+class Died(NamedTuple):
+    """A worker process that ended and was started again. `code` is negative for a signal."""
+
+    worker: str
+    code: int
+    pid: int
+
+
+class Supervisor:
+    """Worker processes over one log. `on_death` hears of every restart."""
+
+    def __init__(self, folder: Path, threads: int, on_death: Callable[[Died], None]) -> None:
+        self._folder, self._threads, self._on_death = folder, threads, on_death
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._stopping = False
+
+    def pid(self, worker: str) -> int | None:
+        """Process id of a worker that is running."""
+        process = self._running.get(worker)
+        return process.pid if process and process.returncode is None else None
+
+    async def keep(self, config: ProcessConfig) -> None:
+        """Run one worker until it ends well; raises BusError when it keeps failing, with its last words."""
+        restarts, loop = 0, asyncio.get_running_loop()
+        while not self._stopping:
+            started = loop.time()
+            process = await self._start(config)
+            self._running[config.worker] = process
+            code = await process.wait()
+            if code == 0 or self._stopping:
+                return
+            restarts = 0 if loop.time() - started > STEADY_S else restarts + 1
+            if restarts > MAX_RESTARTS:
+                raise BusError(f"{config.worker} keeps failing: {self._last_words(config.worker)}")
+            self._on_death(Died(config.worker, code, process.pid))
+            await asyncio.sleep(min(0.1 * 2 ** (restarts - 1), 5.0))
+
+    async def _start(self, config: ProcessConfig) -> asyncio.subprocess.Process:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{config.worker}.json"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it holds the role's password
+        with os.fdopen(handle, "w") as sink:
+            sink.write(config.model_dump_json())
+        with self._log(config.worker).open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "resia.runtime.process",
+                str(path),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for the supervisor, which stops the workers in order
+                preexec_fn=die_with_parent,
+            )
+
+    def _environment(self) -> dict[str, str]:
+        """Spinning threads of one process starve the others on few cores; nothing may ask a model hub."""
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _log(self, worker: str) -> Path:
+        return self._folder / f"{worker}.log"
+
+    def _last_words(self, worker: str) -> str:
+        lines = self._log(worker).read_text(errors="replace").strip().splitlines()
+        return lines[-1][-400:] if lines else "it said nothing"
+
+    async def stop(self) -> None:
+        """SIGTERM to all, SIGKILL to those that stay."""
+        self._stopping = True
+        alive = [p for p in self._running.values() if p.returncode is None]
+        for process in alive:
+            process.terminate()
+        if alive:
+            _, late = await asyncio.wait([asyncio.create_task(p.wait()) for p in alive], timeout=STOP_S)
+            for process in alive if late else []:
+                if process.returncode is None:
+                    process.kill()

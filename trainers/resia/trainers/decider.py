@@ -1,0 +1,151 @@
+"""The trainer's rules: rounds of an update, fresh rollouts between them, and when an adapter is done.
+
+Pure. The arithmetic of a round is in `rounds`; what it made comes back here as a fact.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from resia.events import (
+    AdapterTrained,
+    Algorithm,
+    Blob,
+    Candidate,
+    Event,
+    Fact,
+    RolloutsRequested,
+    RoundRequested,
+    RoundTrained,
+    RunRequested,
+    ShardSampled,
+    Slot,
+    TrainingFailed,
+    TrainingRequested,
+    TrainingSettings,
+)
+from resia.events.ids import seed_for
+from resia.replay.state import RunState, Training
+
+DECIDES = (TrainingRequested, ShardSampled, RoundTrained)
+# Off-policy algorithms learn from the recorded rollouts alone; the others ask for fresh ones after each round.
+OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
+
+
+class Plan(NamedTuple):
+    """How an update is cut: `steps` optimiser steps in each of `rounds`."""
+
+    rounds: int
+    steps: int
+
+
+def plan(algorithm: Algorithm, settings: TrainingSettings) -> Plan:
+    """Rounds of `algorithm`. Best-of-N takes all its steps on one batch, cut into rounds that are kept one by one."""
+    if algorithm == "best_of_n":
+        rounds = min(settings.bon_rounds, settings.bon_steps)
+        return Plan(rounds, -(-settings.bon_steps // rounds))
+    return Plan(settings.rounds, settings.steps_per_round)
+
+
+def decide(state: RunState, fact: Fact) -> list[Event]:
+    """The next round, the rollouts it needs, or the adapter."""
+    request = state.request
+    if request is None:
+        return []
+    event = fact.event
+    match event:
+        case TrainingRequested():
+            return [_first_round(state, fact.envelope.id, event)]
+        case ShardSampled(purpose="training"):
+            return _sampled(state.trainings[event.evaluation], event)
+        case RoundTrained():
+            return _after_round(state, request, event)
+        case _:
+            return []
+
+
+def _first_round(state: RunState, training: str, event: TrainingRequested) -> Event:
+    rollouts = _recorded(state, event)
+    if not rollouts:
+        return TrainingFailed(training, event.iteration, event.algorithm, 0, -1, "the champion has no search rollouts")
+    return _round(training, event, 0, rollouts, event.adapter, None)
+
+
+def _recorded(state: RunState, event: TrainingRequested) -> tuple[str, ...]:
+    """The champion's own search rollouts, which were sampled and not greedy."""
+    held = state.evaluations[event.evaluation].rollouts
+    return tuple(sorted(i for i, r in held.items() if r.split == "search" and not r.greedy))
+
+
+def _round(
+    training: str,
+    event: TrainingRequested,
+    number: int,
+    rollouts: tuple[str, ...],
+    adapter: Blob | None,
+    optimizer: Blob | None,
+) -> RoundRequested:
+    steps = plan(event.algorithm, event.settings).steps
+    seed = seed_for(event.seed, "round", number)
+    return RoundRequested(training, event.algorithm, number, steps, rollouts, adapter, optimizer, seed)
+
+
+def _sampled(training: Training, event: ShardSampled) -> list[Event]:
+    """The next update once every shard of the round is in."""
+    if not training.round_sampled(event.round) or event.round in training.asked or training.outcome is not None:
+        return []
+    request = training.request
+    rollouts = tuple(sorted(i for i, r in training.rollouts.items() if r.round == event.round))
+    if not rollouts:
+        error = f"every rollout of round {event.round} failed by infrastructure"
+        return [TrainingFailed(training.id, request.iteration, request.algorithm, event.round, -1, error)]
+    before = next(r for r in training.rounds if r.round == event.round - 1)
+    return [_round(training.id, request, event.round, rollouts, before.adapter, before.optimizer)]
+
+
+def _after_round(state: RunState, run: RunRequested, event: RoundTrained) -> list[Event]:
+    training = state.trainings[event.training]
+    request, following = training.request, event.round + 1
+    if training.outcome is not None:
+        return []
+    if following >= plan(event.algorithm, request.settings).rounds:
+        return [_finished(training, run, event)]
+    if event.algorithm in OFF_POLICY:
+        rollouts = _recorded(state, request)
+        return [_round(training.id, request, following, rollouts, event.adapter, event.optimizer)]
+    return list(_ask_rollouts(training, run, event, following))
+
+
+def _ask_rollouts(training: Training, run: RunRequested, event: RoundTrained, number: int) -> list[RolloutsRequested]:
+    """`groups` search items in turn, `group_size` rollouts each, sampled with the adapter of the round before."""
+    request, settings = training.request, training.request.settings
+    items = run.items["search"]
+    chosen = [items[(number * settings.groups + n) % len(items)] for n in range(settings.groups)]
+    slots = [
+        Slot("search", item, n * settings.group_size + index, seed_for(request.seed, "rollout", number, n, index))
+        for n, item in enumerate(chosen)
+        for index in range(settings.group_size)
+    ]
+    size = run.settings.sampling.shard_size
+    parts = [tuple(slots[i : i + size]) for i in range(0, len(slots), size)]
+    candidate = Candidate(request.harness, event.adapter)
+    return [
+        RolloutsRequested(training.id, "training", candidate, part, shard, len(parts), number)
+        for shard, part in enumerate(parts)
+    ]
+
+
+def _finished(training: Training, run: RunRequested, event: RoundTrained) -> AdapterTrained:
+    rounds = {r.round: r for r in training.rounds}.values()
+    return AdapterTrained(
+        training.id,
+        training.request.iteration,
+        event.algorithm,
+        event.adapter,
+        training.request.adapter,
+        training.request.settings.rank,
+        len(rounds),
+        sum(r.steps for r in rounds),
+        sum(r.tokens for r in rounds),
+        run.model_digest,
+    )

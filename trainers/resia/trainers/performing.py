@@ -1,0 +1,124 @@
+"""The trainer at work: perform one RoundRequested, step facts as they come, the adapter stored before it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from immutables import Map
+
+from resia.events import (
+    Blobs,
+    Event,
+    Fact,
+    Manifest,
+    RolloutRecorded,
+    RoundRequested,
+    RoundTrained,
+    StepTrained,
+    TrainingFailed,
+    TrainingSettings,
+    decode_trajectory,
+)
+from resia.events.errors import BoundaryError, TrainerError
+from resia.replay.state import RunState, Training
+
+from .batch import Rollout, batch_of
+from .rounds import RoundResult, Step, train_round
+
+if TYPE_CHECKING:
+    from .policy import Policy
+
+ADAPTER_MEDIA = "application/vnd.resia.adapter+safetensors"
+OPTIMIZER_MEDIA = "application/vnd.resia.optimizer+safetensors"
+
+
+class TrainerPorts(NamedTuple):
+    """All that training may touch. `policy` loads the base once and is asked again for every round; `clock` is
+    monotonic seconds; `live` publishes progress that no log keeps."""
+
+    policy: Callable[[TrainingSettings], Policy]
+    manifest: Callable[[], Manifest]
+    blobs: Blobs
+    clock: Callable[[], float]
+    live: Callable[[dict[str, Any]], None]
+
+
+def train(state: RunState, fact: Fact, ports: TrainerPorts) -> Iterator[list[Event]]:
+    """Perform RoundRequested. A failure is a fact too, and leaves the champion's adapter as it is."""
+    event = fact.event
+    assert isinstance(event, RoundRequested)
+    training = state.trainings[event.training]
+    try:
+        yield from _train(state, fact.envelope.id, event, training, ports)
+    except BoundaryError as cause:
+        step = cause.step if isinstance(cause, TrainerError) else -1
+        iteration = training.request.iteration
+        yield [TrainingFailed(event.training, iteration, event.algorithm, event.round, step, str(cause))]
+
+
+def _train(
+    state: RunState, request: str, event: RoundRequested, training: Training, ports: TrainerPorts
+) -> Iterator[list[Event]]:
+    settings = training.request.settings
+    ports.live({"kind": "round", "round": event.round, "steps": event.steps, "algorithm": event.algorithm})
+    policy = ports.policy(settings)
+    policy.set_adapter(ports.blobs.get(event.adapter) if event.adapter else None, event.seed)
+    batch = batch_of(_rollouts(state, event, training, ports.blobs), policy.context)
+    optimizer = ports.blobs.get(event.optimizer) if event.optimizer else None
+    steps = train_round(policy, batch, event.algorithm, settings, event.steps, optimizer, ports.clock)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            result: RoundResult = end.value
+            break
+        yield [_step_fact(event, step)]
+    yield [_round_fact(request, event, result, ports)]
+
+
+def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs: Blobs) -> list[Rollout]:
+    """The round's rollouts with their trajectories: of the champion's evaluation, or sampled for this training."""
+    held = training.rollouts if event.rollouts[0] in training.rollouts else _evaluated(state, training)
+    return [
+        Rollout(id_, r.item, r.reward, r.success, r.failure, decode_trajectory(blobs.get(r.trajectory)))
+        for id_ in event.rollouts
+        for r in [held[id_]]
+    ]
+
+
+def _evaluated(state: RunState, training: Training) -> Map[str, RolloutRecorded]:
+    return state.evaluations[training.request.evaluation].rollouts
+
+
+def _step_fact(event: RoundRequested, step: Step) -> StepTrained:
+    return StepTrained(
+        event.training,
+        event.round,
+        step.step,
+        step.loss,
+        step.kl,
+        step.grad_norm,
+        step.clip_fraction,
+        step.ess,
+        step.learning_rate,
+        step.tokens,
+        step.tokens_per_s,
+    )
+
+
+def _round_fact(request: str, event: RoundRequested, result: RoundResult, ports: TrainerPorts) -> RoundTrained:
+    return RoundTrained(
+        request,
+        event.training,
+        event.algorithm,
+        event.round,
+        ports.blobs.put(result.adapter, ADAPTER_MEDIA),
+        ports.blobs.put(result.optimizer, OPTIMIZER_MEDIA),
+        result.steps,
+        result.used,
+        result.dropped,
+        result.reward_mean,
+        result.tokens,
+        ports.manifest(),
+    )
