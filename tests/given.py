@@ -27,7 +27,7 @@ def step(number: int, training: str = "t") -> StepTrained:
 def drafts_of(run: str, events: list[Event], role: str = "user", first: int = 0) -> list[Draft]:
     """Drafts with distinct ids by ordinal, all caused by nothing."""
     maker = clerk(run, role)
-    return [maker._draft(None, 0, event, "test", ordinal) for ordinal, event in enumerate(events, first)]
+    return [maker.draft(None, 0, event, "test", ordinal) for ordinal, event in enumerate(events, first)]
 
 
 BLOB = Blob("a" * 64, 3)

@@ -143,9 +143,11 @@ def test_a_corrupt_member_is_extracted_again(toy, wheel, cache):
     folder = cache / "assets" / "toy"
     folder.mkdir(parents=True)
     (folder / "data.csv").write_bytes(b"half")
+    (folder / ".scratch-killed").mkdir()
     said: list[str] = []
     pull("toy", said.append, cache, toy, Index(wheel))
     assert "data.csv is corrupt: removing it" in said
+    assert names(folder) == {"data.txt", "asset.json", ".lock"}
 
 
 def test_a_pull_cut_short_goes_on_from_the_stage_it_reached(wheel, cache):

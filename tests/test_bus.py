@@ -48,8 +48,8 @@ async def test_batch_that_overlaps_another_is_refused_whole(bus, run):
 
 
 async def test_fence_lets_one_decision_through(bus, run):
-    first = clerk(run, "feedback")._draft("cause-a", 0, decision(), "decide", 0)
-    second = clerk(run, "feedback")._draft("cause-b", 0, decision(), "decide", 0)
+    first = clerk(run, "feedback").draft("cause-a", 0, decision(), "decide", 0)
+    second = clerk(run, "feedback").draft("cause-b", 0, decision(), "decide", 0)
     await bus.append(run, [first], fence=0)
     with pytest.raises(FenceMoved) as moved:
         await bus.append(run, [second], fence=0)
@@ -60,9 +60,9 @@ async def test_fence_lets_one_decision_through(bus, run):
 
 async def test_fence_holds_for_a_batch(bus, run):
     maker = clerk(run, "feedback")
-    batch = [maker._draft("c", 0, event, "d", n) for n, event in enumerate([step(0), decision(), step(1)])]
+    batch = [maker.draft("c", 0, event, "d", n) for n, event in enumerate([step(0), decision(), step(1)])]
     await bus.append(run, batch, fence=0)
-    other = [maker._draft("e", 0, event, "d", n) for n, event in enumerate([step(0), decision(), step(1)])]
+    other = [maker.draft("e", 0, event, "d", n) for n, event in enumerate([step(0), decision(), step(1)])]
     with pytest.raises(FenceMoved):
         await bus.append(run, other, fence=0)
     assert await bus.last_sequence(run) == 3
@@ -140,7 +140,7 @@ async def test_nobody_answers():
 
 async def test_once_a_run_events_have_one_id_whoever_writes_them(run):
     ending = RunCompleted("r", Candidate(BLOB), Candidate(BLOB), None, None, "0" * 64, 0, 0)
-    one = clerk(run, "feedback", "w1")._draft("cause-a", 3, ending, "x", 0)
-    two = clerk(run, "feedback", "w2")._draft("cause-b", 9, ending, "y", 5)
+    one = clerk(run, "feedback", "w1").draft("cause-a", 3, ending, "x", 0)
+    two = clerk(run, "feedback", "w2").draft("cause-b", 9, ending, "y", 5)
     assert isinstance(one, Draft)
     assert one.subject == two.subject

@@ -71,6 +71,7 @@ def test_genes_in_few_cells_are_dropped(tmp_path):
         ({"indices": np.array([0, 2, 4, 0])}, "outside the 4 genes"),
         ({"indices": np.array([0, 2, -1, 0])}, "outside the 4 genes"),
         ({"indices": np.array([0.0, 2, 3, 0])}, "integers"),
+        ({"indices": np.array([2, 2, 3, 0])}, "listed twice"),
         ({"indptr": np.array([0, 2, 4])}, "indptr has shape"),
         ({"indptr": np.array([0, 3, 2, 4])}, "indptr must rise"),
         ({"indptr": np.array([0, 2, 3, 5])}, "indptr must rise"),

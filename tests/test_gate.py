@@ -37,6 +37,7 @@ def counted(gains, losses, test=1, items=24, **more):
 def test_levels_of_a_run_sum_to_alpha():
     assert level(1, 0.05) == pytest.approx(0.3 / math.pi**2)
     assert sum(level(k, 0.05) for k in range(1, 20000)) == pytest.approx(0.05, abs=1e-5)
+    assert level(11, 0.05) > 2**-12 > level(12, 0.05)  # twelve items cannot pass a twelfth test
     with pytest.raises(ValueError, match="from 1, got 0"):
         level(0, 0.05)
 

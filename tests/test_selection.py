@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resia.agents.landscape import expected_informative
 from resia.agents.selection import (
     GRPO_FORECAST,
     choose_algorithm,
@@ -236,13 +237,16 @@ def test_data_suffice():
 
 def test_the_worked_example_of_the_docs():
     """docs/selection.md quotes the rule, the reason, the masks and the group size of this landscape."""
-    land = changed(p_pos=0.06, successes=15, informative=0.19, forecast=0.17, clustering=0.4, afford=12.0)
+    land = changed(p_pos=0.06, successes=15, informative=0.19, forecast=0.2, clustering=0.3, afford=12.0)
     choice = choose(land, built=("grpo", "best_of_n"))
     text = DOC.read_text()
     assert f"`{choice.rule}`" in text
     assert f'"{choice.reason}"' in text
     assert f"G = {choice.group_size}" in text
     assert all(f"| `{name}` | {why} |" in text for name, why in choice.masks.items())
+    expected = [expected_informative(land.p_pos, land.clustering, g) for g in (8, 16, 32)]
+    quoted = "{:.2f} informative groups at 8 rollouts, {:.2f} at 16 and {:.2f} at 32".format(*expected)
+    assert quoted in " ".join(text.split())
     lever = pull(choice, failed_edits=3)
     assert f"`{lever.rule}`" in text
     assert f'"{lever.reason}"' in text

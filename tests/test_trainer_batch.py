@@ -21,9 +21,7 @@ GRPO, BEST = OBJECTIVES["grpo"], OBJECTIVES["best_of_n"]
 
 
 def with_rewards(groups: dict[str, list[float]]) -> Batch:
-    return batch(
-        [rollout(f"{g}-{i:02}", g, r, r > 0) for g, rewards in groups.items() for i, r in enumerate(rewards)]
-    )
+    return batch([rollout(f"{g}-{i:02}", g, r, r > 0) for g, rewards in groups.items() for i, r in enumerate(rewards)])
 
 
 @pytest.mark.parametrize(

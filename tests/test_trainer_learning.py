@@ -164,9 +164,7 @@ def test_gradients_equal_finite_differences(exact, algorithm):
 
     for trial in range(4):
         chosen = names if trial == 0 else names[trial * 5 : trial * 5 + 1]
-        directions = {
-            n: torch.randn(gradients[n].shape, generator=generator, dtype=torch.float64) for n in chosen
-        }
+        directions = {n: torch.randn(gradients[n].shape, generator=generator, dtype=torch.float64) for n in chosen}
         expected = sum(float((gradients[n] * d).sum()) for n, d in directions.items())
         assert abs(expected) > 1e-4
         assert difference(directions) == pytest.approx(expected, rel=1e-5)
@@ -183,9 +181,7 @@ def test_what_a_grpo_gradient_does_not_depend_on(exact, seed, constant, random, 
         for s in made.samples
     ]
     random.shuffle(samples)
-    other = Batch(
-        tuple(s._replace(turns=tuple(r._replace(sample=i) for r in s.turns)) for i, s in enumerate(samples))
-    )
+    other = Batch(tuple(s._replace(turns=tuple(r._replace(sample=i) for r in s.turns)) for i, s in enumerate(samples)))
     one = loss_of(exact, "grpo", made)[1], gradient(exact)
     two = loss_of(exact, "grpo", other, replace(SETTINGS, micro_tokens=budget))[1], gradient(exact)
     np.testing.assert_allclose(two[0], one[0], atol=1e-9)
@@ -218,12 +214,11 @@ def test_losses_equal_trls(policy, tmp_path):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-    single = [r._replace(trajectory=r.trajectory) for r in random_rollouts(21) if not r.id.endswith("0")]
+    single = [r for r in random_rollouts(21) if not r.id.endswith("0")]  # those of one turn
     made = near_policy(policy, single)
     longest = max(sample.completion_tokens for sample in made.samples)
-    config = GRPOConfig(
-        tmp_path, **CPU, temperature=0.7, num_generations=2, per_device_train_batch_size=2, max_completion_length=longest
-    )
+    sizes = {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": longest}
+    config = GRPOConfig(tmp_path, **CPU, temperature=0.7, **sizes)
     one = Dataset.from_dict({"prompt": ["t1"]})
     grpo = GRPOTrainer(tiny_model(), lambda **_: [0.0], config, one, processing_class=tokenizer())
     merge(grpo.model, policy)
@@ -329,16 +324,16 @@ def play(policy: Policy, algorithm: str, rounds: int, shuffled: bool) -> list[St
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_bandit_is_solved_and_only_by_its_rewards(algorithm):
     def fresh() -> Policy:
-        policy = Policy(tiny_model(ARMS, hidden=32, layers=1), BANDIT, "base")
+        policy = Policy(tiny_model(ARMS, hidden=64, layers=1), BANDIT, "base")
         policy.set_adapter(None, 1)
         return policy
 
     player, control = fresh(), fresh()
     assert arms(player)[TARGET] < 0.2
-    steps = play(player, algorithm, 24, shuffled=False)
-    play(control, algorithm, 24, shuffled=True)
+    steps = play(player, algorithm, 16, shuffled=False)
+    play(control, algorithm, 16, shuffled=True)
     assert arms(player)[TARGET] > 0.9
-    assert arms(control)[TARGET] < 0.4
+    assert arms(control)[TARGET] < 0.3
     assert steps[0].kl == pytest.approx(0, abs=1e-6)  # on-policy before the first update
     assert steps[0].ess == pytest.approx(1, abs=1e-6)
 

@@ -248,9 +248,7 @@ def rounds(policy: Policy, steps: list[int], algorithm="best_of_n"):
 
 @pytest.mark.parametrize("algorithm", ["grpo", "best_of_n"])
 def test_two_fresh_runs_give_equal_files(model_dir, algorithm):
-    results = [
-        rounds(Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=3), [2], algorithm) for _ in range(2)
-    ]
+    results = [rounds(Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=3), [2], algorithm) for _ in range(2)]
     assert results[0] == results[1]
 
 

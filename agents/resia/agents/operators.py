@@ -16,7 +16,7 @@ from resia.events import Component, Example, Harness
 
 from . import sources
 
-MAX_EXAMPLES = 5
+MAX_EXAMPLES = 6
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.3, 1.5
 MAX_NEW_TOKENS = 256
 RETRY_ATTEMPTS = 3

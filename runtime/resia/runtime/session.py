@@ -113,6 +113,7 @@ def _request(session: Session) -> RunRequested:
         FEASIBLE,
         domain.spec.objective,
         domain.spec.ordinal,
+        domain.spec.binary,
     )
 
 

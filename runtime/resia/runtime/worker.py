@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import structlog
 
-from resia.events import ANCHORS, NAMES, DecisionMade, Draft, Envelope, Event, Fact, Producer, Skipped, encode
+from resia.events import NAMES, DecisionMade, Draft, Envelope, Event, Fact, Producer, Skipped, encode
 from resia.events import subjects as names
 from resia.events.catalogue import version_of
 from resia.events.errors import FenceMoved
-from resia.events.ids import event_id, sha256
+from resia.events.ids import sha256
 from resia.replay.fold import evolve
+from resia.replay.identity import decided, identity, performed
 from resia.replay.state import RunState
 
 from .bus import ACK_WAIT_S, Bus, Work
@@ -84,29 +85,21 @@ class Clerk(NamedTuple):
     def drafts(self, fact: Fact, basis: int, events: Sequence[Event], handler: str, first: int = 0) -> list[Draft]:
         """Drafts of `events` caused by `fact`; ordinals count from `first`."""
         return [
-            self._draft(fact.envelope.id, basis, event, handler, ordinal) for ordinal, event in enumerate(events, first)
+            self.draft(fact.envelope.id, basis, event, handler, ordinal) for ordinal, event in enumerate(events, first)
         ]
 
     def genesis(self, event: Event) -> Draft:
         """The first event of a run, which nothing caused."""
-        return self._draft(None, 0, event, "genesis", 0)
+        return self.draft(None, 0, event, f"{self.role}.genesis", 0)
 
-    def _draft(self, cause: str | None, basis: int, event: Event, handler: str, ordinal: int) -> Draft:
+    def draft(self, cause: str | None, basis: int, event: Event, handler: str, ordinal: int) -> Draft:
+        """The `ordinal`-th event that `handler` writes for `cause`, under the id derived from them."""
         kind = NAMES[type(event)]
-        key, handler, ordinal = _identity(self.run, cause, event, f"{self.role}.{handler}", ordinal)
-        id_ = event_id(self.run, key, handler, ordinal)
+        id_ = identity(self.run, cause, event, handler, ordinal)
         producer = Producer(self.role, self.worker, self.package)
         trace = f"00-{sha256(self.run.encode())[:32]}-{id_[:16]}-01"
         envelope = Envelope(id_, self.run, kind, version_of(kind), cause, basis, producer, self.now(), trace)
         return Draft(id_, names.event_subject(self.run, self.role, kind, id_), encode(envelope, event), event)
-
-
-def _identity(run: str, cause: str | None, event: Event, handler: str, ordinal: int) -> tuple[str, str, int]:
-    """What the id is derived from: the cause, or the request that an anchored event closes (events.ANCHORS)."""
-    anchor = ANCHORS.get(type(event))
-    if anchor is None:
-        return cause or run, handler, ordinal
-    return ":".join(str(getattr(event, field)) for field in anchor) or run, NAMES[type(event)], 0
 
 
 class Worker:
@@ -162,7 +155,7 @@ class Worker:
             events = list(self._role.decide(state, fact))
             if not events:
                 return 0
-            drafts = self._clerk.drafts(fact, state.sequence, events, fact.envelope.type)
+            drafts = self._clerk.drafts(fact, state.sequence, events, decided(self._role.name, fact.envelope.type))
             try:
                 appended = await self._bus.append(self._clerk.run, drafts, _fence(state, events))
             except FenceMoved as moved:
@@ -177,9 +170,10 @@ class Worker:
         if fact.envelope.id in state.settled or self._role.perform is None:
             return 0
         done, batches = 0, self._role.perform(state, fact)
+        handler = performed(self._role.name, fact.envelope.type)
         while (events := await asyncio.to_thread(next, batches, None)) is not None:
             if events:
-                drafts = self._clerk.drafts(fact, state.sequence, events, f"perform.{fact.envelope.type}", done)
+                drafts = self._clerk.drafts(fact, state.sequence, events, handler, done)
                 await self._bus.append(self._clerk.run, drafts)
             done += len(events)
         return done

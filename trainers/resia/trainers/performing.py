@@ -61,7 +61,8 @@ def _train(
     state: RunState, request: str, event: RoundRequested, training: Training, ports: TrainerPorts
 ) -> Iterator[list[Event]]:
     settings = training.request.settings
-    ports.live({"kind": "round", "round": event.round, "steps": event.steps, "algorithm": event.algorithm})
+    about = {"training": event.training, "algorithm": event.algorithm, "steps": event.steps}
+    ports.live({"kind": "round", "round": event.round, **about})
     policy = ports.policy(settings)
     policy.set_adapter(ports.blobs.get(event.adapter) if event.adapter else None, event.seed)
     batch = batch_of(_rollouts(state, event, training, ports.blobs), policy.context)

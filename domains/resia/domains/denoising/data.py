@@ -99,10 +99,14 @@ def _fault(arrays: dict[str, NDArray[np.generic]]) -> str:
     for name, length in lengths.items():
         if arrays[name].shape != (length,):
             return f"{name} has shape {arrays[name].shape} where {cells} cells x {genes} genes need ({length},)"
-    if not (indptr[0] == 0 and indptr[-1] == len(data) and (np.diff(indptr.astype(np.int64)) >= 0).all()):
+    sizes = np.subtract(indptr[1:], indptr[:-1], dtype=np.int64)
+    if not (indptr[0] == 0 and indptr[-1] == len(data) and (sizes >= 0).all()):
         return f"indptr must rise from 0 to the number of counts, {len(data)}"
     if len(data) and not (indices.min() >= 0 and indices.max() < genes):
         return f"a column index lies outside the {genes} genes"
+    rows = np.repeat(np.arange(cells), sizes)
+    if len(np.unique(rows * genes + indices.astype(np.int64))) < len(data):
+        return "a gene is listed twice in one cell; add its counts up"
     return _count_fault(data)
 
 

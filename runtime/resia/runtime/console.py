@@ -1,0 +1,210 @@
+"""What a person watches on standard error: a live view in a terminal, one line a step elsewhere.
+
+Draws the folded state and live progress; decides nothing. Collaborators: replay.report for the table's rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from resia.events import (
+    AdapterTrained,
+    DecisionMade,
+    EvaluationCompleted,
+    Fact,
+    RoundTrained,
+    Skipped,
+    StepTrained,
+    TrainingFailed,
+)
+from resia.replay.report import Row, Summary, rows
+from resia.replay.state import RunState
+
+from .session import Watch
+from .supervisor import Died, Supervisor
+
+_OUTCOMES = {"accepted": "green", "rejected": "red", "undecided": "yellow", "failed": "red", "baseline": "cyan"}
+
+
+class View:
+    """Follows one run. `watch()` is what a session calls; `showing()` draws until it is left."""
+
+    def __init__(self, run: str, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._run, self._started = run, time.monotonic()
+        self._state = RunState()
+        self._sampling: dict[str, Any] = {}
+        self._steps: list[StepTrained] = []
+        self._round: dict[str, Any] = {}
+        self._notes: list[str] = []
+
+    def watch(self) -> Watch:
+        return Watch(self.fact, self.live, self.died, self.started)
+
+    def started(self, supervisor: Supervisor) -> None:
+        del supervisor
+        self.note(f"run {self._run}: workers start")
+
+    def fact(self, state: RunState, fact: Fact | Skipped) -> None:
+        """Remember the state; in a plain terminal also say what happened."""
+        self._state = state
+        if isinstance(fact, Skipped):
+            self.note(f"event {fact.sequence} is not one of ours and was skipped: {fact.why}")
+            return
+        event = fact.event
+        if isinstance(event, StepTrained):
+            self._steps = [*self._steps, event] if event.round or event.step else [event]
+        if isinstance(event, AdapterTrained | TrainingFailed | DecisionMade):
+            self._steps, self._round = [], {}
+        if isinstance(event, EvaluationCompleted):
+            self._sampling = {}
+        line = _line(event)
+        if line:
+            self.note(line)
+
+    def live(self, data: dict[str, Any]) -> None:
+        if data.get("kind") == "tokens":
+            self._sampling = data
+        elif data.get("kind") == "round":
+            self._round = data
+
+    def died(self, died: Died) -> None:
+        how = f"was killed by signal {-died.code}" if died.code < 0 else f"ended with code {died.code}"
+        self.note(f"{died.worker} (process {died.pid}) {how}; starting it again")
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._notes = [*self._notes[-4:], text]
+        if not self.console.is_terminal:
+            self.console.print(f"{self._elapsed():6.1f}s  {text}", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Draw four times a second in a terminal; elsewhere the notes have been printed as they came."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(
+            get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True, screen=False
+        ):
+            yield
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _render(self) -> RenderableType:
+        decisions = self._state.decisions
+        head = Text.assemble(
+            ("resia ", "bold"),
+            f"{self._run}  {self._elapsed():.0f} s  iteration {self._state.iteration}  events {self._state.sequence}",
+        )
+        parts: list[RenderableType] = [head]
+        if self._state.evaluations:
+            parts.append(table(rows(self._state)))
+        if decisions and self._state.ending is None:
+            last = decisions[-1].decision
+            doing = f"{last.action}{f' with {last.algorithm}' if last.algorithm else ''}: {last.reason}"
+            parts.append(Text(doing, style="bold"))
+        parts.extend(self._bars())
+        parts.extend(Text(note, style="dim") for note in self._notes)
+        return Group(*parts)
+
+    def _bars(self) -> list[RenderableType]:
+        bars: list[RenderableType] = []
+        if self._sampling:
+            x = self._sampling
+            label = f"sampling {x['purpose']}  shard {x['shard'] + 1} of {x['shards']}  {x['tokens']} tokens"
+            bars.append(_bar(label, x["shard"] + 0.5, x["shards"]))
+        if self._round or self._steps:
+            bars.append(self._training_bar())
+        return bars
+
+    def _training_bar(self) -> RenderableType:
+        running = [t for t in self._state.trainings.values() if t.outcome is None]
+        total = running[0].request.settings.rounds if running else 1
+        done = len(running[0].rounds) if running else 0
+        label = f"training {self._round.get('algorithm', '')}  round {self._round.get('round', done) + 1}"
+        if self._steps:
+            s = self._steps[-1]
+            label += f"  loss {s.loss:+.4f}  kl {s.kl:.4f}  gradient {s.grad_norm:.2f}  {s.tokens_per_s:.0f} tokens/s"
+        return _bar(label, done, max(total, done))
+
+
+def _bar(label: str, done: float, total: float) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=total, completed=done, width=24), Text(label))
+    return grid
+
+
+def _line(event: object) -> str:
+    """One line for the events a person follows; empty for the rest."""
+    match event:
+        case EvaluationCompleted():
+            scores = "  ".join(f"{split} {score.mean:.3f}" for split, score in event.scores.items())
+            return f"measured {event.purpose} of iteration {event.iteration}: {scores}"
+        case DecisionMade():
+            return f"decided {event.action}{f' {event.algorithm}' if event.algorithm else ''}: {event.reason}"
+        case RoundTrained():
+            return f"trained round {event.round + 1} of {event.algorithm}: mean reward {event.reward_mean:.3f}"
+        case AdapterTrained():
+            return f"adapter {event.adapter.digest[:12]} trained by {event.algorithm} in {event.rounds} rounds"
+        case TrainingFailed():
+            return f"training by {event.algorithm} failed: {event.error}"
+        case _:
+            return ""
+
+
+def table(lines: list[Row]) -> Table:
+    """The run's candidates, one a row."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("it", "lever", "change", "search", "validation", "gate", "p", "effect", "distinct", "tokens"):
+        view.add_column(name, justify="left" if name in ("lever", "change", "gate") else "right")
+    for row in lines:
+        view.add_row(*_cells(row))
+    return view
+
+
+def _cells(row: Row) -> list[RenderableType]:
+    outcome = "baseline" if row.lever == "draft" else row.outcome
+    champion = " *" if row.champion else ""
+    effect = "" if row.effect is None else f"{row.effect:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+    return [
+        f"{row.iteration}{champion}",
+        row.lever,
+        row.name,
+        _score(row.search),
+        _score(row.validation),
+        Text(outcome, style=_OUTCOMES.get(outcome, "dim")),
+        "" if row.p_value is None else f"{row.p_value:.4f}",
+        effect,
+        str(row.distinct_answers),
+        f"{row.tokens:,}",
+    ]
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def controls_table(summary: Summary) -> Table:
+    """What no learning reaches, beside baseline and champion on the sealed test."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for name, side in (("", "left"), ("search", "right"), ("validation", "right"), ("sealed test", "right")):
+        view.add_column(name, justify="left" if side == "left" else "right")
+    by_name: dict[str, dict[str, float]] = {}
+    for score in summary.controls:
+        by_name.setdefault(score.name, {})[score.split] = score.mean
+    for name, scores in by_name.items():
+        view.add_row(f"control: {name}", *(_score(scores.get(split)) for split in ("search", "validation", "test")))
+    view.add_row("generation 0", "", _score(summary.baseline_validation), _score(summary.baseline_test))
+    view.add_row("champion", "", _score(summary.champion_validation), _score(summary.champion_test), style="bold")
+    return view
