@@ -81,6 +81,7 @@ PERFORMS: Mapping[str, tuple[type[Event], ...]] = {
 }
 ROLES = ("meta", "task", "feedback", "trainer")
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
+POLICY = RetryPolicy(temperature=1.0, max_new_tokens=32, attempts=1, stop=("\n",))
 MANIFEST = Manifest("tiny", "m" * 64, "float32", 1, "x86-64", "0", "none")
 OPERATORS = {
     "demonstrate-neutral": 0.0,
@@ -92,12 +93,16 @@ OPERATORS = {
 
 
 class World(NamedTuple):
-    """What candidates are worth: reward = `base` + gains of the edits + `training` a weight update + noise."""
+    """What candidates are worth: reward = `base` + gains of the edits + `training` a weight update + noise.
+
+    On the search split each edit gains `overfit` more.
+    """
 
     base: float = 0.4
     operators: Mapping[str, float] = OPERATORS
     training: float = 0.1
     noise: float = 0.1
+    overfit: float = 0.0
     draft_fails: bool = False
     edit_fails: Callable[[EditRequested], bool] = lambda _: False
     round_fails: Callable[[RoundRequested], bool] = lambda _: False
@@ -180,7 +185,7 @@ class _Performer:
     def _drafted(self) -> Event:
         if self.world.draft_fails:
             return DraftFailed("the store is full")
-        harness = Harness(SystemPrompt("Answer."), "def dispatch(): ...", RetryPolicy(), "def extract(): ...")
+        harness = Harness(SystemPrompt("Answer."), "def dispatch(): ...", POLICY, "def extract(): ...")
         parts = harness.component_digests()
         return HarnessDrafted(self._put(harness.encoded()), parts, "operators", "first", self._left(harness))
 
@@ -195,15 +200,17 @@ class _Performer:
             request, event.iteration, blob, event.parent, "system_prompt", parts, name, "why", self._left(harness)
         )
 
-    def _skill(self, candidate: Candidate) -> float:
+    def _skill(self, candidate: Candidate, split: Split) -> float:
         edits = decode_harness(self.blobs[candidate.harness.digest]).system_prompt.text.splitlines()[1:]
-        adapter = self.blobs[candidate.adapter.digest].count(b"update") if candidate.adapter else 0
-        return self.world.base + sum(self.world.operators[e] for e in edits) + self.world.training * adapter
+        updates = self.blobs[candidate.adapter.digest].count(b"update") if candidate.adapter else 0
+        gains = sum(self.world.operators[name] for name in edits) + self.world.training * updates
+        return self.world.base + gains + (self.world.overfit * len(edits) if split == "search" else 0.0)
 
     def _reward(self, candidate: Candidate, slot: Slot) -> float:
         adapter = candidate.adapter.digest if candidate.adapter else ""
         drawn = seed_for(slot.seed, "noise", candidate.harness.digest, adapter) / 2**63
-        return round(min(max(self._skill(candidate) + self.world.noise * (2 * drawn - 1), 0.0), 1.0), 2)
+        skill = self._skill(candidate, slot.split)
+        return round(min(max(skill + self.world.noise * (2 * drawn - 1), 0.0), 1.0), 2)
 
     def _sampled(self, state: RunState, request: str, event: RolloutsRequested) -> list[Event]:
         made: list[Event] = []
@@ -370,7 +377,8 @@ def golden_history() -> History:
     """Both levers, an acceptance of each, a failed edit and a failed training, a lost rollout, and the test."""
     world = World(
         edit_fails=lambda event: event.iteration == 2,
-        round_fails=lambda event: event.algorithm == "reinforce_kl",
+        training=0.3,
+        round_fails=lambda event: event.adapter is not None and event.round == 0,
         slot_fails=lambda event, slot: event.purpose == "candidate" and slot.item == "s00" and slot.index == 1,
     )
     return play(run_request(group_size=4, patience_h=2, max_iterations=6), world, run="golden")

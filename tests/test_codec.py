@@ -112,21 +112,17 @@ def test_mutated_bytes_are_an_event_or_are_unreadable():
     assert 0 < sum(result in TYPES for result in results) < total // 2
 
 
-@pytest.mark.parametrize("field", ["kl", "tokens"])
 @pytest.mark.parametrize(
-    ("number", "result"),
+    ("field", "number", "result"),
     [
-        ("9" * 400, "step-trained version 1 does not upcast: OverflowError"),
-        ("1e308", "step-trained"),
-        ("-0", "step-trained"),
-        ("null", "step-trained version 1 does not upcast: TypeError"),
-        ('"9"', "step-trained version 1 does not upcast: TypeError"),
+        ("kl", "9" * 400, "step-trained version 1 does not upcast: OverflowError"),
+        ("kl", "1e308", "step-trained"),
+        ("kl", "null", "step-trained version 1 does not upcast: TypeError"),
+        ("tokens", "9" * 400, "step-trained version 1 does not upcast: OverflowError"),
+        ("tokens", "1e308", "Expected `int`"),
+        ("tokens", '"9"', "step-trained version 1 does not upcast: TypeError"),
     ],
 )
 def test_an_old_payload_with_an_odd_number_is_an_event_or_is_unreadable(field, number, result):
     data = wire("step-trained", 1, {**STEP_1, field: 77.5}).replace(b"77.5", number.encode())
-    assert read(data).startswith(result) or (field, number, read(data)) == (
-        "tokens",
-        "1e308",
-        "Expected `int`, got `float`",
-    )
+    assert read(data).startswith(result)

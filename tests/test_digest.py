@@ -93,6 +93,18 @@ def test_what_rules_read_counts(kind, field, value):
     assert with_events(HISTORY, change) != digest(HISTORY.state)
 
 
+def test_a_field_at_its_default_is_not_there_and_any_other_value_counts():
+    assert "ordinal" not in view(HISTORY.state)["request"]
+    ordinal = msgspec.structs.replace(HISTORY.state.request, ordinal=True)
+    assert digest(msgspec.structs.replace(HISTORY.state, request=ordinal)) != digest(HISTORY.state)
+
+
+def test_settings_count_by_their_digest():
+    request = view(HISTORY.state)["request"]
+    assert "settings" not in request
+    assert request["settings_digest"] == HISTORY.state.request.settings.digest()
+
+
 def test_another_seed_gives_another_digest():
     assert digest(play(run_request(seed=1, patience_h=1, max_iterations=4)).state) != digest(HISTORY.state)
 

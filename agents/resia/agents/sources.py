@@ -41,7 +41,7 @@ def dispatch(request, tools):
 
 
 def strict_extraction(spec: TaskSpec) -> str:
-    """Takes a text that is nothing but name=value pairs, every parameter once."""
+    """Takes a text that is nothing but name=value pairs of known names, none twice."""
     names = [p.name for p in spec.parameters]
     return f"""NAMES = {json.dumps(names)}
 {_VALUE}
@@ -53,7 +53,7 @@ def extract(text):
         if not mark or name not in NAMES or name in request or not value:
             return None
         request[name] = convert(value)
-    return request if len(request) == len(NAMES) else None
+    return request or None
 """
 
 

@@ -84,7 +84,7 @@ class Domain(Protocol):
     def items(self, split: Split) -> tuple[Item, ...]: ...
 
     def parse(self, request: Mapping[str, object]) -> dict[str, Value]:
-        """The tool's arguments, checked: every parameter present, of its type and among its choices.
+        """The tool's arguments, checked: of their types and among their choices, missing ones at their defaults.
 
         Raises ValueError with one sentence naming the argument, its value and the choices.
         """

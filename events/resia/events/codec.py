@@ -68,7 +68,7 @@ def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
             raise UnreadableEvent(sequence, f"no way from {wire.type} version {version} to {version + 1}")
         try:
             payload = step(payload)
-        except (KeyError, TypeError, ValueError) as cause:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as cause:
             raise UnreadableEvent(sequence, f"{wire.type} version {version} does not upcast: {cause!r}") from cause
     return msgspec.json.encode(payload)
 

@@ -3,13 +3,16 @@
 `view` is what it is taken over, canonical and readable, so that two digests which differ can be compared. Everything
 is keyed by what it means (purpose, iteration, split, item, index, round), never by event id or number. Left out: ids,
 event numbers, Merkle roots, durations and speeds, `reused` marks, what an outside party said when a rollout failed,
-the lineage that names other runs, and messages that no event could be read from. Total on any state.
+the lineage that names other runs, and messages that no event could be read from. Settings count by their own digest,
+and a field at its default is not there, so a field that a later version adds leaves the digests of old logs as they
+are. Total on any state.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -41,7 +44,7 @@ def view(state: RunState) -> dict[str, Plain]:
     names = {id_: f"{e.request.purpose}/{e.request.iteration}" for id_, e in state.evaluations.items()}
     return {
         "status": state.status,
-        "request": _event(state.request, "parent"),
+        "request": _event(state.request, "parent", "settings"),
         "harnesses": _sorted(_event(harness) for harness in state.harnesses.values()),
         "adapters": _sorted(_event(adapter) for adapter in state.adapters.values()),
         "evaluations": _sorted(_evaluation(found) for found in state.evaluations.values()),
@@ -49,14 +52,14 @@ def view(state: RunState) -> dict[str, Plain]:
         "champion": _champion(state.champion, names),
         "baseline": _champion(state.baseline, names),
         "decisions": [_event(decision) for _, decision in state.decisions],
-        "trials": [msgspec.to_builtins(trial) for trial in state.trials],
+        "trials": [_plain(trial) for trial in state.trials],
         "fresh_from": state.fresh_from,
         "alarms": [{**_event(a), "evaluation": names.get(a.evaluation, UNKNOWN)} for a in state.alarms],
         "unsealed": _event(state.unsealed),
         "controls": _event(state.controls),
         "controls_asked": state.controls_asked,
         "ending": _event(state.ending),
-        "ledger": msgspec.to_builtins(state.ledger),
+        "ledger": _plain(state.ledger),
     }
 
 
@@ -73,8 +76,29 @@ def _event(event: msgspec.Struct | None, *also: str) -> Plain:
     """Fields of an event but those that every digest leaves out, and `also`."""
     if event is None:
         return None
-    fields: dict[str, Plain] = msgspec.to_builtins(event)
+    fields: dict[str, Plain] = _plain(event)
     return {name: value for name, value in fields.items() if name not in LEFT_OUT and name not in also}
+
+
+def _plain(value: object) -> Plain:
+    """Structs as dictionaries without what is at its default, tuples as lists."""
+    if isinstance(value, msgspec.Struct):
+        held = ((name, getattr(value, name), default) for name, default in _defaults(type(value)))
+        return {name: _plain(found) for name, found, default in held if found != default}
+    if isinstance(value, Mapping):
+        return {name: _plain(found) for name, found in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(found) for found in value]
+    return value
+
+
+@cache
+def _defaults(struct: type[msgspec.Struct]) -> tuple[tuple[str, object], ...]:
+    """Field names with their defaults; a field without one has a default that nothing equals."""
+    return tuple(
+        (f.name, f.default if f.default_factory is msgspec.NODEFAULT else f.default_factory())
+        for f in msgspec.structs.fields(struct)
+    )
 
 
 def _slot(rollout: RolloutRecorded) -> list[Plain]:
@@ -104,7 +128,7 @@ def _completed(found: Evaluation) -> Plain:
 
 def _training(found: Training, names: Mapping[str, str]) -> Plain:
     return {
-        "request": {**_event(found.request), "evaluation": names.get(found.request.evaluation, UNKNOWN)},
+        "request": {**_event(found.request, "settings"), "evaluation": names.get(found.request.evaluation, UNKNOWN)},
         "rollouts": _rollouts(found.rollouts),
         "fresh": _sorted(
             [round_, _sorted([s, n] for s, n in shards.items())] for round_, shards in found.fresh.items()

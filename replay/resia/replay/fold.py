@@ -119,7 +119,7 @@ def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:
 
 def _rooted(state: RunState, root_to: int) -> RunState:
     """Drop the leaves that a recorded root covers."""
-    kept = {n: state.leaves[n] for n in range(root_to + 1, state.sequence + 1) if n in state.leaves}
+    kept = {number: leaf for number, leaf in state.leaves.items() if number > root_to}
     return _replace(state, leaves=Map(kept), root_to=root_to)
 
 

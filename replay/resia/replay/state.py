@@ -13,7 +13,6 @@ from immutables import Map
 
 from resia.events import (
     AdapterTrained,
-    Blob,
     Candidate,
     ControlFailed,
     ControlMeasured,
@@ -156,18 +155,3 @@ class RunState(msgspec.Struct, frozen=True):
     def current_trials(self) -> tuple[Trial, ...]:
         """Trials on the present champion."""
         return self.trials[self.fresh_from :]
-
-    def evaluation_of(self, evaluation: str) -> Evaluation:
-        return self.evaluations[evaluation]
-
-    def generation_of(self, harness: Blob) -> int:
-        """Edits between the draft and `harness`."""
-        count, node = 0, self.harnesses.get(harness.digest)
-        while isinstance(node, HarnessEdited):
-            count, node = count + 1, self.harnesses.get(node.parent.digest)
-        return count
-
-    def rollout(self, rollout: str, evaluation: str) -> RolloutRecorded:
-        """The rollout with event id `rollout` of an evaluation or a training; raises KeyError."""
-        found = self.evaluations.get(evaluation)
-        return found.rollouts[rollout] if found else self.trainings[evaluation].rollouts[rollout]

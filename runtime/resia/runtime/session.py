@@ -99,6 +99,8 @@ def _request(session: Session) -> RunRequested:
     folder = model_folder(settings.engine, session.cache)
     domain = domain_for(settings, session.cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
+    if empty := [split for split in SPLITS if not items[split]]:
+        raise UsageError(f"domain '{settings.domain}' has no {empty[0]} items: give each split at least one")
     if len(items["validation"]) < settings.gate.min_items:
         raise UsageError(
             f"domain '{settings.domain}' has {len(items['validation'])} validation items and the gate needs"

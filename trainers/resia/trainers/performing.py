@@ -79,10 +79,20 @@ def _train(
 
 
 def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs: Blobs) -> list[Rollout]:
-    """The round's rollouts with their trajectories: of the champion's evaluation, or sampled for this training."""
+    """The round's rollouts with their trajectories: of the champion's evaluation, or sampled for this training.
+
+    Named by item and index: event ids hash the run's name, and two runs of one seed must train on one order.
+    """
     held = training.rollouts if event.rollouts[0] in training.rollouts else _evaluated(state, training)
     return [
-        Rollout(id_, r.item, r.reward, r.success, r.failure, decode_trajectory(blobs.get(r.trajectory)))
+        Rollout(
+            f"{r.item}/{r.index:06d}",
+            r.item,
+            r.reward,
+            r.success,
+            r.failure,
+            decode_trajectory(blobs.get(r.trajectory)),
+        )
         for id_ in event.rollouts
         for r in [held[id_]]
     ]

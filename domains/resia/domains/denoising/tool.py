@@ -25,7 +25,10 @@ NAMES = tuple(parameter.name for parameter in PARAMETERS)
 
 
 def parse(request: Mapping[str, object]) -> dict[str, Value]:
-    """Every argument, present, of its type and among its choices, in order. Raises ValueError in one sentence."""
+    """Every argument in order, of its type and among its choices; a missing one takes its default, as in a call.
+
+    Raises ValueError in one sentence.
+    """
     if unknown := [name for name in request if name not in NAMES]:
         raise ValueError(f"argument '{unknown[0]}' is unknown: give {', '.join(NAMES)}")
     return {parameter.name: _checked(parameter, request) for parameter in PARAMETERS}
@@ -33,9 +36,7 @@ def parse(request: Mapping[str, object]) -> dict[str, Value]:
 
 def _checked(parameter: Parameter, request: Mapping[str, object]) -> Value:
     choices = ", ".join(map(str, parameter.choices))
-    if parameter.name not in request:
-        raise ValueError(f"argument '{parameter.name}' is missing: choose one of {choices}")
-    given = request[parameter.name]
+    given = request.get(parameter.name, parameter.default)
     for choice in parameter.choices:
         if type(given) is type(choice) and given == choice:
             return choice

@@ -1,0 +1,59 @@
+"""A model of 400k parameters that has been taught, in seconds, to answer the denoising task with a valid line.
+
+It knows the form and nothing else: which settings score well it has to find out. Enough for a run end to end.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from resia.agents.proposing import first_harness
+from resia.agents.rollout import chat
+from resia.domains.base import Domain
+from resia.runtime.engines.tiny import build_tiny_model
+
+STEPS, BATCH, LEARNING_RATE = 120, 4, 4e-3
+
+
+def build(folder: Path, domain: Domain, seed: int = 0) -> Path:
+    """The taught model as a folder that the engine loads."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    build_tiny_model(folder, seed, context=4096)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    engine = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    draw = random.Random(seed)
+    for _ in range(STEPS):
+        tokens, labels = _batch(tokenizer, domain, draw)
+        loss = model(input_ids=tokens, labels=labels).loss
+        engine.zero_grad()
+        loss.backward()
+        engine.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+def _batch(tokenizer: Any, domain: Domain, draw: random.Random) -> tuple[Any, Any]:
+    """Prompts of generation 0 with random valid answers; only the answers are learned."""
+    import torch
+
+    harness, rows = first_harness(domain.spec), []
+    for _ in range(BATCH):
+        item = draw.choice(domain.items("search"))
+        turns = [{"role": m.role, "content": m.content} for m in chat(harness, item.prompt)]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        answer = {p.name: draw.choice(p.choices) for p in domain.spec.parameters}
+        line = tokenizer.encode(domain.render(answer) + "\n", add_special_tokens=False)
+        rows.append((prompt, line))
+    width = max(len(prompt) + len(line) for prompt, line in rows)
+    tokens = torch.zeros(BATCH, width, dtype=torch.long)
+    labels = torch.full((BATCH, width), -100)
+    for n, (prompt, line) in enumerate(rows):
+        both = torch.tensor([*prompt, *line])
+        tokens[n, : len(both)] = both
+        labels[n, len(prompt) : len(both)] = both[len(prompt) :]
+    return tokens, labels
