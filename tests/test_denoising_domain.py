@@ -110,9 +110,9 @@ def test_a_wrong_argument_is_named_with_its_choices(domain, change, sentence):
 
 
 @pytest.mark.parametrize("name", tool.NAMES)
-def test_a_missing_argument_is_named(domain, name):
-    with pytest.raises(ValueError, match=f"argument '{name}' is missing"):
-        domain.parse({key: value for key, value in VALID.items() if key != name})
+def test_a_missing_argument_takes_its_default(domain, name):
+    given = {key: value for key, value in VALID.items() if key != name}
+    assert domain.parse(given)[name] == next(p.default for p in tool.PARAMETERS if p.name == name)
 
 
 def test_the_spec_holds_together(domain):

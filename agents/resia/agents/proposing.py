@@ -29,20 +29,18 @@ from . import sources
 from .operators import CATALOGUE, SearchView, Seen, applicable
 
 HARNESS_MEDIA = "application/vnd.resia.harness+json"
-# Room for one answer of the spec's form: names and marks take about two tokens each beside the value.
-TOKENS_A_PARAMETER = 6
+# No tokenizer needs more than a token a byte: room for the longest known answer, and a little more.
+SPARE_TOKENS = 8
 
 
 def first_harness(spec: TaskSpec) -> Harness:
     """Generation 0: the task as the spec words it, the reference implementations, and the plainest code that works."""
-    known = "\n".join(
-        f"{r.name}: {' '.join(f'{k}={v}' for k, v in r.answer.items())} ({r.doc})" for r in spec.references
-    )
-    text = f"{spec.instruction.strip()}\nKnown implementations:\n{known}"
+    lines = [" ".join(f"{name}={value}" for name, value in r.answer.items()) for r in spec.references]
+    known = "\n".join(f"{r.name}: {line} ({r.doc})" for r, line in zip(spec.references, lines, strict=True))
     return Harness(
-        SystemPrompt(text),
+        SystemPrompt(f"{spec.instruction.strip()}\nKnown implementations:\n{known}"),
         sources.strict_dispatch(spec),
-        RetryPolicy(max_new_tokens=TOKENS_A_PARAMETER * len(spec.parameters)),
+        RetryPolicy(max_new_tokens=max(len(line.encode()) for line in lines) + SPARE_TOKENS),
         sources.strict_extraction(spec),
     )
 

@@ -7,6 +7,7 @@ ResiaError
 │   ├── ModelError        an engine or endpoint
 │   ├── SandboxError      generated source; carries the failure class it is recorded as
 │   ├── TrainerError      an optimisation step
+│   │   └── NoSignal      a sound batch that holds nothing to learn from
 │   ├── BusError          the event log
 │   │   └── FenceMoved    another decider was first: fold on and decide again
 │   ├── BlobError         a blob that is missing or does not match its digest
@@ -63,6 +64,10 @@ class TrainerError(BoundaryError):
     def __init__(self, message: str, step: int = -1) -> None:
         super().__init__(message)
         self.step = step
+
+
+class NoSignal(TrainerError):
+    """The batch is sound and holds nothing to learn from, such as equal rewards throughout."""
 
 
 class BusError(BoundaryError): ...

@@ -55,7 +55,10 @@ class StepTrained(msgspec.Struct, frozen=True):
 
 
 class RoundTrained(msgspec.Struct, frozen=True):
-    """Outcome of a RoundRequested. `used` of the rollouts carried gradient; `reward_mean` is over all of them."""
+    """Outcome of a RoundRequested. `used` of the rollouts carried gradient; `reward_mean` is over all of them.
+
+    `steps` 0: a later round's rollouts held nothing to learn from, and the adapter is the round's own start.
+    """
 
     request: str
     training: str

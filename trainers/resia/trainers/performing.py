@@ -20,10 +20,10 @@ from resia.events import (
     TrainingSettings,
     decode_trajectory,
 )
-from resia.events.errors import BoundaryError, TrainerError
+from resia.events.errors import BoundaryError, NoSignal, TrainerError
 from resia.replay.state import RunState, Training
 
-from .batch import Rollout, batch_of
+from .batch import Batch, Rollout, batch_of
 from .rounds import RoundResult, Step, train_round
 
 if TYPE_CHECKING:
@@ -72,10 +72,15 @@ def _train(
         try:
             step = next(steps)
         except StopIteration as end:
-            result: RoundResult = end.value
-            break
+            yield [_round_fact(request, event, end.value, ports)]
+            return
+        except NoSignal:
+            if event.round == 0:
+                raise
+            # What earlier rounds learned stands: this one only goes by without an update.
+            yield [_idle_round(request, event, batch, ports)]
+            return
         yield [_step_fact(event, step)]
-    yield [_round_fact(request, event, result, ports)]
 
 
 def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs: Blobs) -> list[Rollout]:
@@ -84,18 +89,12 @@ def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs:
     Named by item and index: event ids hash the run's name, and two runs of one seed must train on one order.
     """
     held = training.rollouts if event.rollouts[0] in training.rollouts else _evaluated(state, training)
-    return [
-        Rollout(
-            f"{r.item}/{r.index:06d}",
-            r.item,
-            r.reward,
-            r.success,
-            r.failure,
-            decode_trajectory(blobs.get(r.trajectory)),
-        )
-        for id_ in event.rollouts
-        for r in [held[id_]]
-    ]
+    return [_rollout(held[id_], blobs) for id_ in event.rollouts]
+
+
+def _rollout(r: RolloutRecorded, blobs: Blobs) -> Rollout:
+    trajectory = decode_trajectory(blobs.get(r.trajectory))
+    return Rollout(f"{r.item}/{r.index:06d}", r.item, r.reward, r.success, r.failure, trajectory)
 
 
 def _evaluated(state: RunState, training: Training) -> Map[str, RolloutRecorded]:
@@ -115,6 +114,24 @@ def _step_fact(event: RoundRequested, step: Step) -> StepTrained:
         step.learning_rate,
         step.tokens,
         step.tokens_per_s,
+    )
+
+
+def _idle_round(request: str, event: RoundRequested, batch: Batch, ports: TrainerPorts) -> RoundTrained:
+    assert event.adapter is not None  # a later round begins where an earlier one ended
+    return RoundTrained(
+        request,
+        event.training,
+        event.algorithm,
+        event.round,
+        event.adapter,
+        event.optimizer,
+        steps=0,
+        used=0,
+        dropped=len(batch.samples),
+        reward_mean=float(batch.rewards().mean()),
+        tokens=0,
+        manifest=ports.manifest(),
     )
 
 

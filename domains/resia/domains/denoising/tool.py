@@ -71,7 +71,7 @@ REFERENCES = (
 
 
 def _neutral(parameter: Parameter) -> dict[str, Value]:
-    """The reference with one argument moved half way round its choices: a one-factor-at-a-time design, no score seen."""
+    """The reference with one argument moved half way round its choices: one factor at a time, no score seen."""
     choices = parameter.choices
     moved = choices[(choices.index(parameter.default) + len(choices) // 2) % len(choices)]
     return {**REFERENCE.answer, parameter.name: moved}

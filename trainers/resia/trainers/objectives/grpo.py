@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resia.events.errors import TrainerError
+from resia.events.errors import NoSignal, TrainerError
 from resia.events.settings import TrainingSettings
 from resia.trainers.batch import Batch
 
@@ -53,7 +53,7 @@ class Grpo:
             )
         advantages = group_advantages(batch, settings)
         if not advantages:
-            raise TrainerError(
+            raise NoSignal(
                 f"rewards are constant in each of the {len(groups)} groups, so GRPO has no gradient to follow"
             )
         rows, values = select_samples(batch, advantages)
