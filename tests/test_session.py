@@ -36,12 +36,12 @@ SETTINGS = [
     "engine.threads=1",
     "loop.mode=W",
     "loop.patience_w=1",
-    "sampling.group_size=4",
+    "sampling.group_size=8",
     "sampling.shard_size=8",
     "training.rank=8",
     "training.rounds=2",
     "training.groups=2",
-    "training.group_size=4",
+    "training.group_size=8",
     "seed=3",
 ]
 
@@ -89,7 +89,7 @@ class Saboteur:
 
 
 def test_a_run_trains_and_completes(undisturbed):
-    state, store = undisturbed
+    state, _ = undisturbed
     assert isinstance(state.ending, RunCompleted)
     assert [d.decision.action for d in state.decisions] == ["train_weights", "stop"]
     outcomes = [t.outcome for t in state.trainings.values()]

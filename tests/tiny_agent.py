@@ -15,7 +15,7 @@ from resia.agents.rollout import chat
 from resia.domains.base import Domain
 from resia.runtime.engines.tiny import build_tiny_model
 
-STEPS, BATCH, LEARNING_RATE = 900, 4, 4e-3
+STEPS, BATCH, LEARNING_RATE = 1000, 6, 3e-3
 KEPT = Path(__file__).parent / "data" / "taught.safetensors"
 
 
@@ -63,7 +63,7 @@ def unpack(folder: Path) -> Path:
 
 
 def _batch(tokenizer: Any, domain: Domain, draw: random.Random) -> tuple[Any, Any]:
-    """Prompts of generation 0 with random valid answers; only the answers are learned."""
+    """Prompts of generation 0 with random valid answers, defaults preferred; only the answers are learned."""
     import torch
 
     harness, rows = first_harness(domain.spec), []
@@ -71,7 +71,7 @@ def _batch(tokenizer: Any, domain: Domain, draw: random.Random) -> tuple[Any, An
         item = draw.choice(domain.items("search"))
         turns = [{"role": m.role, "content": m.content} for m in chat(harness, item.prompt)]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        answer = {p.name: draw.choice(p.choices) for p in domain.spec.parameters}
+        answer = {p.name: draw.choice((*p.choices, p.default, p.default)) for p in domain.spec.parameters}
         line = tokenizer.encode(domain.render(answer) + "\n", add_special_tokens=False)
         rows.append((prompt, line))
     width = max(len(prompt) + len(line) for prompt, line in rows)

@@ -29,6 +29,7 @@ from resia.events import (
     RunCompleted,
     RunFailed,
     RunRequested,
+    Split,
     TestUnsealed,
     TrainingFailed,
     TrainingRequested,
@@ -89,7 +90,7 @@ def _after_candidate(state: RunState, request: RunRequested, event: EvaluationCo
 
 def _crown_baseline(state: RunState, request: RunRequested, found: Evaluation) -> list[Event]:
     """Generation 0 has nothing to be compared with; without any score there is nothing to improve on."""
-    if not item_means(found, "validation") or not item_means(found, "search"):
+    if not item_means(found, "validation") or not item_means(found, "search", greedy=False):
         failed = len(found.failed)
         return [RunFailed(f"generation 0 could not be measured: all rollouts of a split failed ({failed} in all)")]
     items = len(item_means(found, "validation"))
@@ -116,7 +117,7 @@ def _judge(
 
 
 def _solved(champion: Champion, before: Evaluation, found: Evaluation) -> dict[str, tuple[float, float]]:
-    """Mean reward before and after on the canaries and on the validation items that the champion solved."""
+    """Greedy reward before and after on the canaries and on the validation items that the champion solved."""
     solved = {r.item for r in before.rollouts.values() if r.split == "validation" and r.success}
     old = item_means(before, "search") | item_means(before, "validation")
     new = item_means(found, "search") | item_means(found, "validation")
@@ -125,14 +126,15 @@ def _solved(champion: Champion, before: Evaluation, found: Evaluation) -> dict[s
 
 
 def _gap(request: RunRequested, before: Evaluation, found: Evaluation) -> ProbeAlarmed | None:
-    """The search-validation gap, where both sides have scores."""
+    """The search-validation gap on items that both sides answered greedily; sampled scores would not compare."""
     changes: list[float] = []
-    for split in ("search", "validation"):
-        old = before.completed.scores.get(split) if before.completed else None
-        new = found.completed.scores.get(split) if found.completed else None
-        if old is None or new is None:
+    splits: tuple[Split, ...] = ("search", "validation")
+    for split in splits:
+        old, new = item_means(before, split), item_means(found, split)
+        shared = old.keys() & new.keys()
+        if not shared:
             return None
-        changes.append(new.mean - old.mean)
+        changes.append(sum(sorted(new[item] - old[item] for item in shared)) / len(shared))
     return gap_probe(changes[0], changes[1], request.settings.gate, evaluation=found.id)
 
 
@@ -218,7 +220,7 @@ def _carry_out(
 
 def _features(state: RunState, request: RunRequested, found: Evaluation) -> Landscape:
     """Features of the champion's search rollouts, which are on-policy for it: ess 1, no divergence."""
-    rollouts = [r for r in found.rollouts.values() if r.split == "search"]
+    rollouts = [r for r in found.rollouts.values() if r.split == "search" and not r.greedy]
     training = request.settings.training
     mean_tokens = sum(r.prompt_tokens + r.completion_tokens for r in rollouts) / max(len(rollouts), 1)
     gates = [t.gate for t in state.trials if t.lever == "train_weights" and t.gate]

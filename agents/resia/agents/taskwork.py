@@ -61,19 +61,23 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
 
 
 def _measure(request: RunRequested, purpose: Purpose, iteration: int, candidate: Candidate) -> EvaluationRequested:
-    """G sampled rollouts a search item and one greedy rollout a validation item; one greedy a test item."""
+    """A candidate: G sampled rollouts a search item, and one greedy rollout a search and a validation item, so that
+    the two splits can be compared like with like. A test: one greedy rollout a test item."""
     seed, group = request.settings.seed, request.settings.sampling.group_size
-    slots: list[Slot] = []
-    if purpose == "candidate":
-        slots += [
-            # Seeds do not depend on the iteration: candidates meet the same random numbers.
-            Slot("search", item, index, seed_for(seed, "rollout", item, index))
-            for item in request.items["search"]
-            for index in range(group)
-        ]
-    greedy: Split = "validation" if purpose == "candidate" else "test"
-    slots += [Slot(greedy, item, 0, seed_for(seed, "rollout", item, 0), greedy=True) for item in request.items[greedy]]
-    return EvaluationRequested(purpose, iteration, candidate, tuple(slots))
+    splits: tuple[Split, ...] = ("search", "validation") if purpose == "candidate" else ("test",)
+    # Seeds do not depend on the iteration: candidates meet the same random numbers.
+    sampled = [
+        Slot("search", item, index, seed_for(seed, "rollout", item, index))
+        for item in request.items["search"]
+        for index in range(group)
+        if purpose == "candidate"
+    ]
+    greedy = [
+        Slot(split, item, group, seed_for(seed, "rollout", item, group), greedy=True)
+        for split in splits
+        for item in request.items[split]
+    ]
+    return EvaluationRequested(purpose, iteration, candidate, (*sampled, *greedy))
 
 
 def _shards(evaluation: str, event: EvaluationRequested, size: int) -> Sequence[RolloutsRequested]:
@@ -98,7 +102,7 @@ def close(found: Evaluation) -> EvaluationCompleted:
     request = found.request
     splits: tuple[Split, ...] = ("search", "validation", "test")
     scores = {split: score for split in splits if (score := _split_score(found, split)) is not None}
-    classes = Counter(outcome_class(r) for r in found.rollouts.values() if r.split == "search")
+    classes = Counter(outcome_class(r) for r in found.rollouts.values() if r.split == "search" and not r.greedy)
     return EvaluationCompleted(
         found.id,
         request.purpose,
@@ -116,22 +120,24 @@ def outcome_class(rollout: RolloutRecorded) -> str:
     return rollout.failure or (SOLVED if rollout.success else WEAK)
 
 
-def item_means(found: Evaluation, split: Split) -> dict[str, float]:
-    """Mean reward of each item's rollouts; items whose rollouts all failed by infrastructure are absent."""
+def item_means(found: Evaluation, split: Split, greedy: bool = True) -> dict[str, float]:
+    """Mean reward of each item's greedy (or sampled) rollouts; an item is absent when infrastructure lost them all."""
     held: dict[str, list[float]] = {}
     for rollout in found.rollouts.values():
-        if rollout.split == split:
+        if rollout.split == split and rollout.greedy == greedy:
             held.setdefault(rollout.item, []).append(rollout.reward)
     # Sorted sums: floating-point addition must not depend on the order in which rollouts arrived.
     return {item: sum(sorted(rewards)) / len(rewards) for item, rewards in sorted(held.items())}
 
 
 def _split_score(found: Evaluation, split: Split) -> SplitScore | None:
-    asked = sum(slot.split == split for slot in found.request.slots)
-    rollouts = [r for r in found.rollouts.values() if r.split == split]
+    """Search counts its sampled rollouts, validation and test their greedy ones."""
+    greedy = split != "search"
+    asked = sum(slot.split == split and slot.greedy == greedy for slot in found.request.slots)
+    rollouts = [r for r in found.rollouts.values() if r.split == split and r.greedy == greedy]
     if not asked or not rollouts:
         return None
-    means = item_means(found, split)
+    means = item_means(found, split, greedy)
     return SplitScore(
         items=len(means),
         rollouts=len(rollouts),

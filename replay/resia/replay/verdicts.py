@@ -53,10 +53,6 @@ def tried(state: RunState, evaluation: Evaluation) -> tuple[Lever, str]:
 
 
 def canaries(evaluation: Evaluation, limit: int) -> tuple[str, ...]:
-    """Up to `limit` search items that more than half of the rollouts solve, by name."""
-    tally: dict[str, list[bool]] = {}
-    for rollout in evaluation.rollouts.values():
-        if rollout.split == "search":
-            tally.setdefault(rollout.item, []).append(rollout.success)
-    solved = sorted(item for item, hits in tally.items() if sum(hits) * 2 > len(hits))
-    return tuple(solved[:limit])
+    """Up to `limit` search items that the greedy rollout solves, by name."""
+    held = evaluation.rollouts.values()
+    return tuple(sorted({r.item for r in held if r.split == "search" and r.greedy and r.success})[:limit])

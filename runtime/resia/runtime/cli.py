@@ -152,7 +152,7 @@ def _watched(session: Any, json: bool) -> int:
     with view.showing():
         state = _run_async(launch(session, view.watch()))
     result = summary(state)
-    view.console.print(table(rows(state)))
+    view.console.print(table(rows(state), view.console.width))
     view.console.print(f"{result.status}: {result.reason}", highlight=False, soft_wrap=True)
     if json:
         _emit({"run": session.run, **_plain(result)})

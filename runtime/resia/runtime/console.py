@@ -109,7 +109,7 @@ class View:
         )
         parts: list[RenderableType] = [head]
         if self._state.evaluations:
-            parts.append(table(rows(self._state)))
+            parts.append(table(rows(self._state), self.console.width, running=True))
         if decisions and self._state.ending is None:
             last = decisions[-1].decision
             doing = f"{last.action}{f' with {last.algorithm}' if last.algorithm else ''}: {last.reason}"
@@ -163,32 +163,41 @@ def _line(event: object) -> str:
             return ""
 
 
-def table(lines: list[Row]) -> Table:
-    """The run's candidates, one a row."""
-    view = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("it", "lever", "change", "search", "validation", "gate", "p", "effect", "distinct", "tokens"):
-        view.add_column(name, justify="left" if name in ("lever", "change", "gate") else "right")
+_LEVERS = {"draft": "draft", "edit_harness": "edit", "train_weights": "train"}
+_LEFT = ("lever", "change", "gate", "effect")
+WIDE = 104  # columns that the whole table needs; a narrower terminal shows what matters then
+_WHILE_RUNNING = ("it", "lever", "change", "search", "valid", "gate", "effect")
+_AT_THE_END = ("it", "gen", "lever", "change", "search", "valid", "gate", "answers", "tokens")
+_ALL = ("it", "gen", "lever", "change", "search", "valid", "gate", "p", "effect", "answers", "tokens")
+
+
+def table(lines: list[Row], width: int, running: bool = False) -> Table:
+    """The run's candidates, one a row; `it` marks the champion, effects are on validation with their interval."""
+    names = _ALL if width >= WIDE else _WHILE_RUNNING if running else _AT_THE_END
+    view = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for name in names:
+        view.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "change")
     for row in lines:
-        view.add_row(*_cells(row))
+        cells = _cells(row)
+        view.add_row(*(cells[name] for name in names))
     return view
 
 
-def _cells(row: Row) -> list[RenderableType]:
+def _cells(row: Row) -> dict[str, RenderableType]:
     outcome = "baseline" if row.lever == "draft" else row.outcome
-    champion = " *" if row.champion else ""
-    effect = "" if row.effect is None else f"{row.effect:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-    return [
-        f"{row.iteration}{champion}",
-        row.lever,
-        row.name,
-        _score(row.search),
-        _score(row.validation),
-        Text(outcome, style=_OUTCOMES.get(outcome, "dim")),
-        "" if row.p_value is None else f"{row.p_value:.4f}",
-        effect,
-        str(row.distinct_answers),
-        f"{row.tokens:,}",
-    ]
+    return {
+        "it": f"{row.iteration}{'*' if row.champion else ' '}",
+        "gen": str(row.generation),
+        "lever": _LEVERS[row.lever],
+        "change": row.name,
+        "search": _score(row.search),
+        "valid": _score(row.validation),
+        "gate": Text(outcome, style=_OUTCOMES.get(outcome, "dim")),
+        "p": "" if row.p_value is None else f"{row.p_value:.4f}",
+        "effect": "" if row.effect is None else f"{row.effect:+.2f} [{row.ci_low:+.2f}, {row.ci_high:+.2f}]",
+        "answers": str(row.distinct_answers),
+        "tokens": f"{row.tokens / 1000:.0f}k",
+    }
 
 
 def _score(value: float | None) -> str:

@@ -130,7 +130,7 @@ def _conclude(
     state: RunState, recovered: bool, equal: bool, seconds: float, console: Console
 ) -> tuple[dict[str, Any], int]:
     found: Summary = summary(state)
-    console.print(table(rows(state)))
+    console.print(table(rows(state), console.width))
     console.print(controls_table(found))
     console.print(f"{found.status}: {found.reason}", highlight=False, soft_wrap=True)
     result = Result(

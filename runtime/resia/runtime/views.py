@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import msgspec
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 
 from resia.events import Fact, Harness, Skipped, decode_harness
 from resia.events.errors import BlobError, UsageError
@@ -105,7 +105,7 @@ async def status_view(store: Store, run: str) -> Shown:
     alarms = [f"alarm: {a.probe}: {a.detail}" for a in state.alarms]
     cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens"
     head = f"{run}: {result.status}{f': {result.reason}' if result.reason else ''}"
-    parts: list[RenderableType] = [head, table(tried), *alarms, cost]
+    parts: list[RenderableType] = [head, table(tried, Console().width), *alarms, cost]
     if result.controls:
         parts.append(controls_table(result))
     elif result.controls_error:
