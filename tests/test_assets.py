@@ -174,6 +174,12 @@ def test_a_failed_conversion_says_why(wheel, cache):
         pull("toy", cache=cache, assets={"toy": toy_asset(wheel, broken)}, fetch=Index(wheel))
 
 
+def test_a_damaged_output_is_refused_by_who_needs_it(toy, wheel, cache):
+    pull("toy", cache=cache, assets=toy, fetch=Index(wheel)).write_bytes(b"other")
+    with pytest.raises(AssetError, match="is corrupt; make it again with: resia assets pull toy"):
+        require("toy", cache, toy)
+
+
 def test_a_damaged_output_is_found_by_pull_and_made_again(toy, wheel, cache):
     said: list[str] = []
     index = Index(wheel)

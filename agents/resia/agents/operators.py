@@ -137,17 +137,20 @@ def _retry_unparsed(harness: Harness, domain: Domain, view: SearchView) -> Harne
 
 def _longer_answers(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     del domain, view
-    return _with_policy(harness, max_new_tokens=min(harness.retry_policy.max_new_tokens * 2, MAX_NEW_TOKENS))
+    tokens = harness.retry_policy.max_new_tokens
+    return _with_policy(harness, max_new_tokens=max(tokens, min(tokens * 2, MAX_NEW_TOKENS)))
 
 
 def _cooler_sampling(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     del domain, view
-    return _with_policy(harness, temperature=max(round(harness.retry_policy.temperature * 0.7, 2), MIN_TEMPERATURE))
+    warm = harness.retry_policy.temperature
+    return _with_policy(harness, temperature=min(warm, max(round(warm * 0.7, 2), MIN_TEMPERATURE)))
 
 
 def _warmer_sampling(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     del domain, view
-    return _with_policy(harness, temperature=min(round(harness.retry_policy.temperature * 1.3, 2), MAX_TEMPERATURE))
+    cool = harness.retry_policy.temperature
+    return _with_policy(harness, temperature=max(cool, min(round(cool * 1.3, 2), MAX_TEMPERATURE)))
 
 
 _ALL = (

@@ -180,7 +180,9 @@ def _read(completion: Completion, harness: Harness, domain: Domain, ports: Agent
 
     try:
         ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], {domain.spec.tool: tool})
-        answer = domain.parse(ran.value if isinstance(ran.value, dict) else {})
+        if not isinstance(ran.value, dict):
+            return Read(None, "tool_error", f"dispatch returned {ran.value!r:.80} and no answer", asked)
+        answer = domain.parse(ran.value)
     except SandboxError as cause:
         return Read(None, _sandbox_failure(cause), str(cause)[:DETAIL_CHARS], asked)
     except ValueError as cause:

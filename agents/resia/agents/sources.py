@@ -26,8 +26,9 @@ DEFAULTS = {defaults!r}
 
 
 def nearest(name, value):
-    if value in CHOICES[name]:
-        return value
+    for choice in CHOICES[name]:
+        if choice == value:
+            return choice  # and not the value: 1.0 equals 1 and the tool takes no float for it
     numbers = [c for c in CHOICES[name] if isinstance(c, (int, float))]
     if isinstance(value, (int, float)) and numbers:
         return min(numbers, key=lambda c: abs(c - value))
@@ -63,7 +64,7 @@ def tolerant_extraction(spec: TaskSpec) -> str:
     return f"""import re
 
 NAMES = {json.dumps(names)}
-PAIR = re.compile(r"(\\w+)\\s*[=:]\\s*([\\w.+-]+)")
+PAIR = re.compile(r"\\b(\\w+)\\s*[=:]\\s*([\\w.+-]+)")
 {_VALUE}
 
 def extract(text):
@@ -83,7 +84,8 @@ def convert(value):
     except ValueError:
         pass
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return value
+    return number if number - number == 0 else value  # JSON has no nan and no infinity
 """

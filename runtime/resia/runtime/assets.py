@@ -66,10 +66,13 @@ def locate(name: str, cache: Path | None = None, assets: Mapping[str, Asset] = C
 
 
 def require(name: str, cache: Path | None = None, assets: Mapping[str, Asset] = CATALOGUE) -> Path:
-    """The converted asset; raises UsageError with the command that pulls it."""
+    """The converted asset, its digest checked; raises UsageError or AssetError with the command that pulls it."""
     found = locate(name, cache, assets)
     if found is None:
         raise UsageError(f"asset '{name}' is not on this machine; run: resia assets pull {name}")
+    record = _read_record(_folder(assets[name], cache))
+    if record is None or output_digest(found) != record.sha256:
+        raise AssetError(f"asset '{name}' in {found} is corrupt; make it again with: resia assets pull {name}")
     return found
 
 

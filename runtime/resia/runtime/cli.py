@@ -56,7 +56,8 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:
         return DONE  # the reader of our output has seen enough
     except typer.TyperException as cause:
-        _say(cause.format_message() or "give a command; see resia --help")
+        text = cause.format_message()
+        sys.stderr.write(f"{text}\n") if text.startswith("Usage:") else _say(text)
         return USAGE
     return result if isinstance(result, int) else DONE
 
@@ -86,7 +87,16 @@ def _run_async(work: Coroutine[Any, Any, Any]) -> Any:
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 
-    return asyncio.run(stoppable())
+    try:
+        return asyncio.run(stoppable())
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(cause: BaseException) -> BaseException:
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause
 
 
 @app.command()
@@ -153,7 +163,7 @@ def _watched(session: Any, json: bool) -> int:
         state = _run_async(launch(session, view.watch()))
     result = summary(state)
     view.console.print(table(rows(state), view.console.width))
-    view.console.print(f"{result.status}: {result.reason}", highlight=False, soft_wrap=True)
+    view.console.print(f"{result.status}: {result.reason}", highlight=False, markup=False, soft_wrap=True)
     if json:
         _emit({"run": session.run, **_plain(result)})
     return _exit_code(state)

@@ -7,9 +7,10 @@ environment for configuration.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
@@ -47,9 +48,43 @@ def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSet
 def checked(tree: Mapping[str, Any]) -> RunSettings:
     """Settings of a tree of plain values; UsageError says which field, what it is and what it may be."""
     try:
-        return msgspec.convert(tree, RunSettings)
+        settings = msgspec.convert(tree, RunSettings)
     except msgspec.ValidationError as cause:
-        raise UsageError(f"the settings cannot be used: {cause}") from None
+        raise _refusal(tree, str(cause)) from None
+    for name, value in _leaves(tree):
+        if isinstance(value, float) and not isfinite(value):
+            raise UsageError(f"setting {name} is {value}: give a finite number")  # the log's JSON has no other
+    return settings
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _refusal(tree: Mapping[str, Any], cause: str) -> UsageError:
+    """What msgspec says of a value, as a sentence with the value in it, and with the names where there is a list."""
+    why, _, place = cause.partition(" - at ")
+    name = place.strip("`").removeprefix("$.")
+    value: Any = tree
+    kind: Any = RunSettings
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return UsageError(f"the settings cannot be used: {cause}")
+        value, kind = value[part], get_type_hints(kind)[part]
+    if isinstance(value, str) and (names := _choices(kind)):
+        return UnknownName(f"value of {name}", value, names)
+    return UsageError(f"setting {name} is {value!r}: {why[0].lower()}{why[1:]}")
+
+
+def _choices(kind: Any) -> list[str]:
+    """The strings of a Literal, also inside a union; none for another type."""
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    return [choice for member in get_args(kind) for choice in _choices(member)]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,9 +102,10 @@ def _override(text: str) -> dict[str, Any]:
     if not mark or not name.strip():
         raise UsageError(f"--set takes name=value such as loop.patience_h=1, not '{text}'")
     try:
-        parsed: Any = tomllib.loads(f"v = {value}")["v"]
+        read = tomllib.loads(f"v = {value}")
     except tomllib.TOMLDecodeError:
-        parsed = value
+        read = {}
+    parsed: Any = read["v"] if len(read) == 1 else value
     for part in reversed(name.strip().split(".")):
         parsed = {part: parsed}
     return dict(parsed)

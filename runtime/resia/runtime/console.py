@@ -85,7 +85,7 @@ class View:
         """One line that stays."""
         self._notes = [*self._notes[-4:], text]
         if not self.console.is_terminal:
-            self.console.print(f"{self._elapsed():6.1f}s  {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self._elapsed():6.1f}s  {text}", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -189,7 +189,7 @@ def _cells(row: Row) -> dict[str, RenderableType]:
         "it": f"{row.iteration}{'*' if row.champion else ' '}",
         "gen": str(row.generation),
         "lever": _LEVERS[row.lever],
-        "change": row.name,
+        "change": Text(row.name),
         "search": _score(row.search),
         "valid": _score(row.validation),
         "gate": Text(outcome, style=_OUTCOMES.get(outcome, "dim")),
@@ -213,7 +213,9 @@ def controls_table(summary: Summary) -> Table:
     for score in summary.controls:
         by_name.setdefault(score.name, {})[score.split] = score.mean
     for name, scores in by_name.items():
-        view.add_row(f"control: {name}", *(_score(scores.get(split)) for split in ("search", "validation", "test")))
+        view.add_row(
+            Text(f"control: {name}"), *(_score(scores.get(split)) for split in ("search", "validation", "test"))
+        )
     view.add_row("generation 0", "", _score(summary.baseline_validation), _score(summary.baseline_test))
     view.add_row("champion", "", _score(summary.champion_validation), _score(summary.champion_test), style="bold")
     return view

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,10 @@ import msgspec
 from resia.events.errors import BusError, UsageError
 from resia.events.subjects import ROLES
 
+from .process import die_with_parent
+
 READY_S = 30.0
+ACCESS, LOCK = "access.json", "lock"
 _WORKERS = tuple(role for role in ROLES if role != "user")
 _READ = (
     "$JS.API.INFO",
@@ -64,16 +68,15 @@ class EmbeddedServer:
         return self._process.pid if self._process else None
 
     def start(self) -> Access:
-        """Start and wait until it answers. UsageError: no binary, folder in use; BusError: it does not come up."""
+        """Start and wait until it answers. UsageError: no binary, no such folder or port, either in use; BusError: it
+        does not come up."""
         binary = _binary()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        port = self._port or _free_port()
+        port = _free_port() if self._port is None else self._port
         _refuse_taken(port)
+        lock = self._take_lock()
         access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", *ROLES)})
         config = self._folder / "server.conf"
         _write_private(config, server_config(access, port, self._folder / "store"))
-        _write_private(self._folder / "access.json", msgspec.json.encode(access).decode())
         log = self._folder / "server.log"
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
@@ -82,12 +85,21 @@ class EmbeddedServer:
                 stderr=sink,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor to handle
+                preexec_fn=die_with_parent,  # a second server over one store would destroy it,
+                pass_fds=[lock.fileno()],  # so the store stays locked for as long as this one lives
             )
         self._wait_ready(port, log)
+        _write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
         return access
 
-    def _take_lock(self) -> None:
-        lock = (self._folder / "lock").open("w")
+    def _take_lock(self) -> IO[str]:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / LOCK).open("w")
+        except OSError as cause:
+            raise UsageError(
+                f"the store {self._folder} cannot be used ({cause.strerror}): name another folder with --store"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -96,6 +108,8 @@ class EmbeddedServer:
                 f"the store {self._folder} is in use by another resia: wait for it, or name another with --store"
             ) from None
         self._lock = lock
+        (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there
+        return lock
 
     def _wait_ready(self, port: int, log: Path) -> None:
         deadline = time.monotonic() + READY_S
@@ -128,14 +142,15 @@ class EmbeddedServer:
 
 def running_access(folder: Path) -> Access | None:
     """Access to the server that another process runs over `folder`, None when there is none."""
-    path, lock = folder / "access.json", folder / "lock"
+    path, lock = folder / ACCESS, folder / LOCK
     if not path.exists() or not lock.exists():
         return None
     with lock.open("r") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return msgspec.json.decode(path.read_bytes(), type=Access)
+            with suppress(FileNotFoundError):  # it has just begun to start, or to stop
+                return msgspec.json.decode(path.read_bytes(), type=Access)
     return None
 
 
@@ -188,6 +203,10 @@ def _free_port() -> int:
 
 
 def _refuse_taken(port: int) -> None:
+    if not 0 < port < 2**16:
+        raise UsageError(
+            f"port {port} does not exist: leave --port out for a free one, or give one of 1 to {2**16 - 1}"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -197,7 +216,9 @@ def _refuse_taken(port: int) -> None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Credentials are for the owner's eyes only."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as sink:
+    """Credentials are for the owner's eyes only, and there whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as sink:
         sink.write(text)
+    partial.replace(path)

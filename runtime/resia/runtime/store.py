@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resia.events.errors import UnknownName
+from resia.events.subjects import check_run
 
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
@@ -58,6 +59,6 @@ async def opened(store: Store) -> AsyncIterator[Bus]:
 
 
 async def require_run(bus: Bus, run: str) -> None:
-    """Raise UnknownName with the nearest runs when there is no `run`."""
-    if await bus.find_run(run) is None:
+    """Raise UnknownName with the nearest runs when there is no `run`, UsageError for what can be no run's name."""
+    if await bus.find_run(check_run(run)) is None:
         raise UnknownName("run", run, [entry.run for entry in await bus.runs()])

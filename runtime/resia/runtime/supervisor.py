@@ -16,7 +16,7 @@ from .process import die_with_parent
 
 MAX_RESTARTS = 5  # of one process, in a row, before the run is given up (and can be resumed)
 STEADY_S = 60.0  # a process that lived this long starts its count anew
-STOP_S = 10.0
+STOP_S = 3.0  # then SIGKILL: whatever was in hand is done again by who comes next
 
 
 class Died(NamedTuple):
