@@ -8,16 +8,14 @@ at most 24 new tokens, temperature 0.7. The peer runs twice: prompts one by one,
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-RESULTS = Path(__file__).parent / "results" / "engine.json"
+from benchmarks import machine
+
 MODEL = "smollm2-135m-instruct"
 GROUP = 8
 NEW_TOKENS = 24
@@ -26,20 +24,16 @@ SYSTEM = "You choose the settings of a denoiser. " + "Reply with one line such a
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.engine", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print the whole result as one line of JSON")
+    parser = machine.options("engine", __doc__)
     parser.add_argument("--model", type=Path, help=f"model folder (default: the pulled {MODEL})")
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--serial", type=int, default=8, help="rollouts of the slow one-by-one peer")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     if not 1 <= args.serial <= args.rollouts:
         parser.error(f"--serial is {args.serial}: give 1 to --rollouts ({args.rollouts})")
     result = measure(args.model, args.rollouts, args.serial, args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result) if args.json else _table(result))
+    machine.report(result, args, _table)
     return 0
 
 
@@ -50,7 +44,7 @@ def measure(model: Path | None, rollouts: int, serial: int, threads: int) -> dic
     from resia.runtime.assets import require
 
     folder = model or require(MODEL)
-    load = os.getloadavg()[0]
+    found = machine.describe(instruction_set=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__)
     prompts = [_prompt(row // GROUP) for row in range(rollouts)]
     results = {
         "engine_float32": _engine(folder, "float32", threads, prompts),
@@ -64,14 +58,7 @@ def measure(model: Path | None, rollouts: int, serial: int, threads: int) -> dic
         "max_new_tokens": NEW_TOKENS,
         "threads": threads,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "load_average_before": round(load, 2),
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": found,
         "results": results,
         "speedup": _speedup(results),
     }
@@ -99,7 +86,7 @@ def _engine(
         ]
         return sum(len(row.token_ids) for row in engine.generate(chats, sampling, range(seed, seed + rows), None))
 
-    sample(GROUP, seed=1)
+    sample(min(GROUP, len(prompts)), seed=1)
     return _timed(len(prompts), lambda: sample(len(prompts), seed=2))
 
 
@@ -154,14 +141,6 @@ def _speedup(results: dict[str, dict[str, float]]) -> dict[str, float]:
         for peer in ("batch", "serial")
         for clock in ("", "_cpu")
     }
-
-
-def _cpu() -> str:
-    """The processor's name; Linux says it in /proc/cpuinfo, other systems through `platform`."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -11,21 +11,17 @@ anew for each candidate, so items solved by luck are lost by luck: the hardest c
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import machine
 from resia.agents.gate import judge
 from resia.events import GateSettings
 
@@ -35,7 +31,6 @@ Gate = Callable[[Floats, Floats, int], bool]  # (candidate_N, champion_N, k) -> 
 TESTS = 8
 EFFECTS = (0.05, 0.1, 0.2, 0.3, 0.4)
 SETTINGS = GateSettings()
-RESULTS = Path(__file__).parent / "results" / "gate.json"
 
 
 class Scenario(NamedTuple):
@@ -63,23 +58,20 @@ SCENARIOS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.gate", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser = machine.options("gate", __doc__)
     parser.add_argument("--runs", type=int, default=500, help="simulated runs a binary scenario")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     if args.runs < 10:
         parser.error(f"--runs is {args.runs}: give at least 10")
     result = simulate(args.runs, args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2) if args.json else _table(result))
+    machine.report(result, args, _table)
     return 0
 
 
 def simulate(runs: int, seed: int) -> dict[str, object]:
     """Every scenario with every gate on the same simulated candidates."""
+    found = machine.describe(numpy=np.__version__)
     started = time.process_time()
     scenarios = {s.name: _scenario(s, max(runs // s.share, 2), seed + i) for i, s in enumerate(SCENARIOS)}
     return {
@@ -88,7 +80,7 @@ def simulate(runs: int, seed: int) -> dict[str, object]:
         "tests_a_run": TESTS,
         "seed": seed,
         "cpu_seconds": round(time.process_time() - started, 1),
-        "machine": _machine(),
+        "machine": found,
         "scenarios": scenarios,
     }
 
@@ -172,21 +164,6 @@ GATES: dict[str, Gate] = {
     "up by 1 SE": _beyond(1.0),
     "up by 2 SE": _beyond(2.0),
 }
-
-
-def _machine() -> dict[str, str | int]:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count() or 1,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
 
 
 def _table(result: dict[str, object]) -> str:

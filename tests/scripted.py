@@ -120,4 +120,12 @@ class Tape:
 
 def requests() -> Mapping[str, Any]:
     """Arguments as hostile JSON may hold them, by a name that says why."""
-    return {"float for int": 5.0, "huge": 10**400, "list": [1], "null": None, "bool": True, "text": "x" * 50, "dict": {}}
+    return {
+        "float for int": 5.0,
+        "huge": 10**400,
+        "list": [1],
+        "null": None,
+        "bool": True,
+        "text": "x" * 50,
+        "dict": {},
+    }

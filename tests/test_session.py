@@ -126,6 +126,30 @@ async def test_a_killed_worker_changes_nothing(undisturbed, tmp_path, model, wor
     assert digest(state) == digest(undisturbed[0])
 
 
+async def test_a_killed_server_comes_back(undisturbed, tmp_path, model):
+    struck: list[int] = []
+    deaths: list[Died] = []
+
+    def strike(data: dict[str, Any]) -> None:
+        if not struck and data["kind"] == "round":
+            pid = server_pid(tmp_path)
+            struck.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    state = await launch(session(tmp_path, model), Watch(live=strike, died=deaths.append))
+    assert ("nats-server", -signal.SIGKILL, struck[0]) in deaths  # workers may have died of it too
+    assert digest(state) == digest(undisturbed[0])
+
+
+def server_pid(folder: Path) -> int:
+    """The process whose command line names this store's configuration."""
+    config = str(folder / "server.conf").encode()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        if config in entry.read_bytes().split(b"\0"):
+            return int(entry.parent.name)
+    raise AssertionError("no server runs over this store")
+
+
 async def test_an_interrupted_run_goes_on(undisturbed, tmp_path, model):
     started = asyncio.Event()
 

@@ -22,7 +22,6 @@ from resia.events import (
     decode_harness,
     decode_trajectory,
 )
-from resia.events.errors import BoundaryError
 from resia.replay.state import RunState
 
 from . import sources
@@ -48,12 +47,11 @@ def first_harness(spec: TaskSpec) -> Harness:
 def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
     """Perform RunRequested: store generation 0 and say so."""
     assert isinstance(fact.event, RunRequested)
-    harness = first_harness(domain.spec)
-    try:
-        blob = blobs.put(harness.encoded(), HARNESS_MEDIA)
-    except BoundaryError as cause:
-        yield [DraftFailed(str(cause))]
+    if not domain.spec.references:
+        yield [DraftFailed(f"domain '{domain.spec.name}' names no reference implementation to start from")]
         return
+    harness = first_harness(domain.spec)
+    blob = blobs.put(harness.encoded(), HARNESS_MEDIA)
     rationale = "The task spec's own words, its reference implementations, and strict parsing."
     yield [HarnessDrafted(blob, harness.component_digests(), "operators", rationale, applicable(harness, domain))]
 
@@ -62,10 +60,7 @@ def edit(state: RunState, fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[
     """Perform EditRequested: the first ranked operator that changes the parent."""
     event = fact.event
     assert isinstance(event, EditRequested)
-    try:
-        yield [_edited(state, fact.envelope.id, event, domain, blobs)]
-    except BoundaryError as cause:
-        yield [EditFailed(fact.envelope.id, event.iteration, event.operators, str(cause))]
+    yield [_edited(state, fact.envelope.id, event, domain, blobs)]
 
 
 def _edited(state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs) -> Event:

@@ -33,7 +33,7 @@ from resia.events import (
     Turn,
     decode_harness,
 )
-from resia.events.errors import BoundaryError, ModelError, SandboxError, boundary
+from resia.events.errors import BlobError, BoundaryError, ModelError, SandboxError, boundary
 from resia.events.ids import seed_for
 from resia.replay.state import RunState
 
@@ -72,6 +72,8 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     harness = decode_harness(ports.blobs.get(event.candidate.harness))
     try:
         done = _attempts(event, harness, domain, ports)
+    except BlobError:
+        raise  # the store failed, not the sampling: the worker comes back to this shard
     except BoundaryError as cause:  # the engine or the sandbox itself broke: nothing here is the agent's fault
         failed = [_failed(event, slot, str(cause)) for slot in event.slots]
         yield [*failed, _sampled(fact, [], len(failed), ports, started)]

@@ -30,6 +30,7 @@ from resia.events.merkle import leaf
 REGISTRY = "resia-runs"
 ACK_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+RECONNECTS, RECONNECT_WAIT_S = 150, 0.2  # 30 s without a server, then every call fails
 ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live one says so three times as often
 APPEND_TRIES = 5
 BATCH_LIMIT = 1000
@@ -135,6 +136,7 @@ class Bus:
             try:
                 update = await watcher.updates(timeout=60)
             except (TimeoutError, nats.errors.TimeoutError):
+                self._require_open("watch the registry of runs")
                 continue
             if update is not None and update.value:
                 yield msgspec.json.decode(update.value, type=RunEntry)
@@ -159,6 +161,10 @@ class Bus:
             raise Tampered(state.first_seq, f"{state.last_seq} events were numbered and {state.messages} are there")
         last: int = state.last_seq
         return last
+
+    def _require_open(self, what: str) -> None:
+        if self._client.is_closed:
+            raise BusError(f"{what}: the server went away for good")
 
     async def _registry(self) -> KeyValue:
         return await self._js.key_value(REGISTRY)
@@ -279,7 +285,8 @@ class Bus:
                 except (TimeoutError, nats.errors.TimeoutError):
                     continue
                 except (nats.errors.Error, nats.js.errors.Error):
-                    await asyncio.sleep(0.2)
+                    self._require_open(f"wait for work of {role} in run '{run}'")
+                    await asyncio.sleep(RECONNECT_WAIT_S)
                     continue
                 for message in messages:
                     yield Work(_fact(message), message)
@@ -317,9 +324,15 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
             raise error
 
     try:
-        # With endless reconnection the client also retries its first connection for ever: bound that here.
+        # The client retries its first connection as long as a lost one: a person should hear sooner.
         client = await asyncio.wait_for(
-            nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.2, error_cb=on_error, **options),
+            nats.connect(
+                url,
+                max_reconnect_attempts=RECONNECTS,
+                reconnect_time_wait=RECONNECT_WAIT_S,
+                error_cb=on_error,
+                **options,
+            ),
             CONNECT_TIMEOUT_S,
         )
     except (TimeoutError, OSError, nats.errors.Error) as cause:
@@ -358,6 +371,10 @@ async def _next(subscription: Any) -> Msg:
             message: Msg = await subscription.next_msg(timeout=60)
         except (TimeoutError, nats.errors.TimeoutError):
             continue
+        except nats.errors.Error as cause:
+            raise BusError(
+                f"read the log: the server went away and did not come back ({type(cause).__name__})"
+            ) from cause
         return message
 
 

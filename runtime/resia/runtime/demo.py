@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "domain": "denoising",
     "seed": 7,
     "loop": {"mode": "W+H", "patience_h": 1, "patience_w": 1, "max_iterations": 6},
+    "selection": {"format_failures_doubles_patience": 1.0},  # one failed edit and the weights have their turn
     "sampling": {"group_size": 6, "shard_size": 36},
     "training": {"rounds": 5, "groups": 2, "group_size": 16},
 }
@@ -132,7 +133,7 @@ def _conclude(
     found: Summary = summary(state)
     console.print(table(rows(state), console.width))
     console.print(controls_table(found))
-    console.print(f"{found.status}: {found.reason}", highlight=False, soft_wrap=True)
+    console.print(f"{found.status}: {found.reason}", highlight=False)
     result = Result(
         RUN,
         _rounded(found.baseline_test),

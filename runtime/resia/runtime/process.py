@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import signal
 import sys
@@ -23,14 +22,7 @@ from .resources import Resources, package_version
 from .roles import role
 from .worker import Clerk, Worker, serve_runs
 
-_PR_SET_PDEATHSIG = 1
 STOPPED = 128 + signal.SIGTERM
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, so that no worker outlives its supervisor."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def configure_logs() -> None:
@@ -81,7 +73,6 @@ async def serve(config: ProcessConfig) -> None:
 def main(path: str) -> int:
     """Exit code 0 when the run has ended, 1 when something broke (the reason is the last log line), 143 on SIGTERM."""
     config = ProcessConfig.model_validate_json(Path(path).read_text())
-    die_with_parent()
     configure_logs()
     log = structlog.get_logger().bind(role=config.role, worker=config.worker)
     log.info("started", run=config.run)

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sysconfig
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +24,7 @@ import msgspec
 from resia.events.errors import BusError, UsageError
 from resia.events.subjects import ROLES
 
-from .process import die_with_parent
+from .lifeline import die_with_parent
 
 READY_S = 30.0
 ACCESS, LOCK = "access.json", "lock"
@@ -68,29 +67,44 @@ class EmbeddedServer:
         return self._process.pid if self._process else None
 
     def start(self) -> Access:
-        """Start and wait until it answers. UsageError: no binary, no such folder or port, either in use; BusError: it
-        does not come up."""
-        binary = _binary()
+        """Start and wait until it answers. UsageError: no binary, folder in use; BusError: it does not come up."""
+        _binary()
         port = _free_port() if self._port is None else self._port
         _refuse_taken(port)
-        lock = self._take_lock()
+        self._lock = self._take_lock()
+        (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there
         access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", *ROLES)})
-        config = self._folder / "server.conf"
-        _write_private(config, server_config(access, port, self._folder / "store"))
+        _write_private(self._config, server_config(access, port, self._folder / "store"))
+        self._launch(port)
+        _write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
+        self._port = port
+        return access
+
+    def revive(self) -> int | None:
+        """Start again, on the same port and store, a server that has died; its exit code, None when it is alive."""
+        if self._process is None or self._process.poll() is None or self._port is None:
+            return None
+        code = self._process.returncode
+        self._launch(self._port)
+        return code
+
+    @property
+    def _config(self) -> Path:
+        return self._folder / "server.conf"
+
+    def _launch(self, port: int) -> None:
         log = self._folder / "server.log"
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                [binary, "-c", str(config)],
+                [_binary(), "-c", str(self._config)],
                 stdout=sink,
                 stderr=sink,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor to handle
                 preexec_fn=die_with_parent,  # a second server over one store would destroy it,
-                pass_fds=[lock.fileno()],  # so the store stays locked for as long as this one lives
+                pass_fds=[self._lock.fileno()] if self._lock else [],  # so it is locked for as long as this one lives
             )
         self._wait_ready(port, log)
-        _write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
-        return access
 
     def _take_lock(self) -> IO[str]:
         try:
@@ -107,8 +121,6 @@ class EmbeddedServer:
             raise UsageError(
                 f"the store {self._folder} is in use by another resia: wait for it, or name another with --store"
             ) from None
-        self._lock = lock
-        (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there
         return lock
 
     def _wait_ready(self, port: int, log: Path) -> None:
@@ -141,17 +153,29 @@ class EmbeddedServer:
 
 
 def running_access(folder: Path) -> Access | None:
-    """Access to the server that another process runs over `folder`, None when there is none."""
-    path, lock = folder / ACCESS, folder / LOCK
-    if not path.exists() or not lock.exists():
-        return None
+    """Access to the server that another process runs over `folder`, None when there is none.
+
+    Waits while that process is still starting it.
+    """
+    path, deadline = folder / ACCESS, time.monotonic() + READY_S
+    while _locked(folder / LOCK):
+        if path.exists():
+            return msgspec.json.decode(path.read_bytes(), type=Access)
+        if time.monotonic() > deadline:
+            raise BusError(f"another resia holds the store {folder} and its server does not answer")
+        time.sleep(0.02)
+    return None
+
+
+def _locked(lock: Path) -> bool:
+    if not lock.exists():
+        return False
     with lock.open("r") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            with suppress(FileNotFoundError):  # it has just begun to start, or to stop
-                return msgspec.json.decode(path.read_bytes(), type=Access)
-    return None
+            return True
+    return False
 
 
 def server_config(access: Access, port: int, store: Path) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resia.events import Fact, RunRequested, RunSettings, Skipped
-from resia.events.errors import UnknownName, UsageError
+from resia.events.errors import BusError, UnknownName, UsageError
 from resia.events.settings import Split
 from resia.replay.state import RunState
 
@@ -21,11 +22,14 @@ from .bus import Bus, connect
 from .config import ProcessConfig
 from .resources import domain_for, model_folder, package_version
 from .server import Access
-from .store import Store, require_run, serving
+from .store import Serving, Store, require_run, serving
 from .supervisor import Died, Supervisor
 from .worker import Clerk, Follower
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}
+MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
+DISK_CHECK_S = 1.0
+SERVER_CHECK_S = 0.5
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
 
@@ -73,12 +77,13 @@ async def launch(session: Session, watch: Watch) -> RunState:
     Everything but the embedded server's own log survives an interruption at any point: launch again to continue.
     """
     request = _request(session) if session.settings is not None else None
-    async with serving(session.store, port=session.port, share=False) as access:
-        bus = await connect(access.url, *access.login("admin"))
+    session.store.folder.mkdir(parents=True, exist_ok=True)
+    async with serving(session.store, port=session.port, share=False) as log:
+        bus = await connect(log.access.url, *log.access.login("admin"))
         try:
             await bus.create_registry()
             settings = await _begin(bus, session, request)
-            state = await _attend(bus, access, session, settings, watch)
+            state = await _attend(bus, log, session, settings, watch)
             await bus.set_status(session.run, state.status)
             await bus.seal(session.run)
             return state
@@ -133,7 +138,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 
 
-async def _attend(bus: Bus, access: Access, session: Session, settings: RunSettings, watch: Watch) -> RunState:
+async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSettings, watch: Watch) -> RunState:
     """Workers, fold and progress until the run has ended."""
     follower = Follower(bus, session.run)
     supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
@@ -147,7 +152,9 @@ async def _attend(bus: Bus, access: Access, session: Session, settings: RunSetti
     helpers = [
         asyncio.create_task(follower.follow(on_fact)),
         asyncio.create_task(_relay(bus, session.run, watch.live)),
-        *(asyncio.create_task(supervisor.keep(c)) for c in _configs(access, session)),
+        asyncio.create_task(_guard_disk(session)),
+        asyncio.create_task(_guard_server(log, watch)),
+        *(asyncio.create_task(supervisor.keep(c)) for c in _configs(log.access, session)),
     ]
     watch.started(supervisor)
     end = asyncio.create_task(ended.wait())
@@ -174,6 +181,27 @@ async def _relay(bus: Bus, run: str, live: Callable[[dict[str, Any]], None]) -> 
     with suppress(asyncio.CancelledError):
         async for data in bus.live(run):
             live(data)
+
+
+async def _guard_disk(session: Session) -> None:
+    """Stop while there is room to stop in order: a log on a full disk stalls without a word."""
+    while True:
+        free = shutil.disk_usage(session.store.folder).free
+        if free < MIN_FREE_BYTES:
+            raise BusError(
+                f"the disk of {session.store.folder} has {free >> 20} MB left and resia stops at"
+                f" {MIN_FREE_BYTES >> 20}: free some, then go on with --resume {session.run}"
+            )
+        await asyncio.sleep(DISK_CHECK_S)
+
+
+async def _guard_server(log: Serving, watch: Watch) -> None:
+    """Bring an embedded server that died back on its port; every process reconnects and asks again."""
+    while log.server is not None:
+        pid, code = log.server.pid or 0, log.server.revive()
+        if code is not None:
+            watch.died(Died("nats-server", code, pid))
+        await asyncio.sleep(SERVER_CHECK_S)
 
 
 def _configs(access: Access, session: Session) -> list[ProcessConfig]:

@@ -29,19 +29,26 @@ class Store(NamedTuple):
         return self.folder / "workers"
 
 
+class Serving(NamedTuple):
+    """How to reach a log, and the server when it is this process's own to keep alive."""
+
+    access: Access
+    server: EmbeddedServer | None = None
+
+
 @asynccontextmanager
-async def serving(store: Store, *, port: int | None = None, share: bool = True) -> AsyncIterator[Access]:
-    """Access to the store's log: the external server, one that already runs here (`share`), or one started now."""
+async def serving(store: Store, *, port: int | None = None, share: bool = True) -> AsyncIterator[Serving]:
+    """The store's log: the external server, one that already runs here (`share`), or one started now."""
     if store.nats is not None:
-        yield Access(store.nats)
+        yield Serving(Access(store.nats))
         return
     running = running_access(store.folder) if share else None
     if running is not None:
-        yield running
+        yield Serving(running)
         return
     server = EmbeddedServer(store.folder, port)
     try:
-        yield server.start()
+        yield Serving(server.start(), server)
     finally:
         server.stop()
 
@@ -49,8 +56,8 @@ async def serving(store: Store, *, port: int | None = None, share: bool = True) 
 @asynccontextmanager
 async def opened(store: Store) -> AsyncIterator[Bus]:
     """The store's log for reading and administration."""
-    async with serving(store) as access:
-        bus = await connect(access.url, *access.login("admin"))
+    async with serving(store) as log:
+        bus = await connect(log.access.url, *log.access.login("admin"))
         try:
             await bus.create_registry()
             yield bus

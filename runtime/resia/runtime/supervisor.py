@@ -12,7 +12,7 @@ from typing import NamedTuple
 from resia.events.errors import BusError
 
 from .config import ProcessConfig
-from .process import die_with_parent
+from .lifeline import die_with_parent
 
 MAX_RESTARTS = 5  # of one process, in a row, before the run is given up (and can be resumed)
 STEADY_S = 60.0  # a process that lived this long starts its count anew

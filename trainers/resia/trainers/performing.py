@@ -20,7 +20,7 @@ from resia.events import (
     TrainingSettings,
     decode_trajectory,
 )
-from resia.events.errors import BoundaryError, NoSignal, TrainerError
+from resia.events.errors import NoSignal, TrainerError
 from resia.replay.state import RunState, Training
 
 from .batch import Batch, Rollout, batch_of
@@ -45,16 +45,16 @@ class TrainerPorts(NamedTuple):
 
 
 def train(state: RunState, fact: Fact, ports: TrainerPorts) -> Iterator[list[Event]]:
-    """Perform RoundRequested. A failure is a fact too, and leaves the champion's adapter as it is."""
+    """Perform RoundRequested. A failure to train is a fact too, and leaves the champion's adapter as it is; a store
+    that fails is no verdict on the training, so BlobError goes on to the worker, and the round is done again."""
     event = fact.event
     assert isinstance(event, RoundRequested)
     training = state.trainings[event.training]
     try:
         yield from _train(state, fact.envelope.id, event, training, ports)
-    except BoundaryError as cause:
-        step = cause.step if isinstance(cause, TrainerError) else -1
+    except TrainerError as cause:
         iteration = training.request.iteration
-        yield [TrainingFailed(event.training, iteration, event.algorithm, event.round, step, str(cause))]
+        yield [TrainingFailed(event.training, iteration, event.algorithm, event.round, cause.step, str(cause))]
 
 
 def _train(

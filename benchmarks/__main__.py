@@ -1,0 +1,114 @@
+"""Run the benchmarks, each in a process of its own, and put their figures beside the goals.
+
+    python -m benchmarks [NAME ...] [--json] [options of the named ones]
+
+Without names all of them run, which takes minutes. Other options go to every benchmark that is run. The exit code is
+1 when one fails to run; a goal that is missed is shown and fails nothing. With --json one line of JSON a benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Figure(NamedTuple):
+    """A number in a benchmark's result: where it is, how it is written, and what it should be."""
+
+    label: str
+    path: tuple[str, ...]
+    form: str = "{:,.2f}"
+    goal: str = ""
+
+
+def _false_accept(scenario: str) -> tuple[str, ...]:
+    return ("scenarios", scenario, "gates", "resia", "false_accept")
+
+
+SMOLLM2 = "smollm2-135m-instruct"
+FIGURES: dict[str, tuple[Figure, ...]] = {
+    "startup": (
+        Figure("resia --help", ("resia_help_s",), "{:.2f} s", "< 0.3 s"),
+        Figure("first rollout, tiny model", ("first_rollout", "tiny", "total_s"), "{:.1f} s"),
+        Figure("first rollout, SmolLM2", ("first_rollout", SMOLLM2, "total_s"), "{:.1f} s"),
+    ),
+    "log": (
+        Figure("single appends", ("append_single_per_s",), "{:,.0f} /s"),
+        Figure("of the bare client's", ("ratio", "single"), goal=">= 0.5"),
+        Figure("batched appends", ("append_batch_per_s",), "{:,.0f} /s"),
+        Figure("of the bare client's", ("ratio", "batch"), goal=">= 0.5"),
+        Figure("events read", ("read_per_s",), "{:,.0f} /s"),
+        Figure("events folded", ("fold_per_s",), "{:,.0f} /s"),
+    ),
+    "overhead": (
+        Figure("bus and log, tiny model", ("runs", "tiny-random", "share"), "{:.1%}"),
+        Figure("bus and log, SmolLM2", ("runs", SMOLLM2, "share"), "{:.2%}", "< 1%"),
+    ),
+    "sandbox": (
+        Figure("sandbox start", ("start_ms",), "{:.0f} ms"),
+        Figure("sandbox call", ("call_ms",), "{:.1f} ms"),
+    ),
+    "gate": (
+        Figure("false accept, 24 binary items", _false_accept("binary-24"), "{:.3f}"),
+        Figure("false accept, 60 binary items", _false_accept("binary-60"), "{:.3f}"),
+        Figure("false accept, 12 scored items", _false_accept("continuous-12"), "{:.3f}"),
+    ),
+    "engine": (
+        Figure("engine, float32", ("results", "engine_float32", "rollouts_per_s"), "{:.2f} rollouts/s"),
+        Figure("over generate, batched", ("speedup", "over_batch"), "{:.1f} x"),
+        Figure("over generate, one by one", ("speedup", "over_serial"), "{:.1f} x"),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON a benchmark instead of a table")
+    args, others = parser.parse_known_args(argv)
+    if unknown := [name for name in args.names if name not in FIGURES]:
+        parser.error(f"unknown benchmark '{unknown[0]}': give some of {', '.join(FIGURES)}")
+    failed = []
+    for name in args.names or FIGURES:
+        result = _run(name, others)
+        if result is None:
+            failed.append(name)
+        else:
+            print(json.dumps(result) if args.json else _table(name, result), flush=True)
+    if failed:
+        sys.stderr.write(f"failed to run: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+def _run(name: str, options: list[str]) -> dict[str, Any] | None:
+    """The benchmark's result, None when it failed; what it says on standard error is shown as it comes."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return None
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _table(name: str, result: dict[str, Any]) -> str:
+    """A line for each figure that this run has; a model that is not pulled has none."""
+    rows = []
+    for figure in FIGURES[name]:
+        value: Any = result
+        for key in figure.path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            goal = f"goal {figure.goal}" if figure.goal else ""
+            rows.append(f"{name:<10}{figure.label:<32}{figure.form.format(value):>18}  {goal}".rstrip())
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

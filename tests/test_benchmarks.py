@@ -1,0 +1,113 @@
+"""Each benchmark runs in a small setting and gives the figures that it promises. How large they are is not tested."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resia.runtime.engines.tiny import build_tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path, capfd):
+    """Run a benchmark's main with --json; its result as printed, the same as written."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def run(name: str, *options: str) -> dict[str, Any]:
+        written = tmp_path / f"{name}.json"
+        capfd.readouterr()
+        assert importlib.import_module(f"benchmarks.{name}").main(["--json", "--out", str(written), *options]) == 0
+        printed = json.loads(capfd.readouterr().out)
+        assert printed == json.loads(written.read_text())
+        assert printed["benchmark"] == name
+        assert {"cpu", "cores", "load_average_before", "system", "python"} <= printed["machine"].keys()
+        return printed
+
+    return run
+
+
+@pytest.fixture
+def everything(monkeypatch):
+    """The module behind `python -m benchmarks`."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.__main__")
+
+
+def shows(everything: Any, name: str, result: dict[str, Any]) -> list[str]:
+    """Labels of the figures of `name` that its table shows for `result`."""
+    table = everything._table(name, result)
+    return [figure.label for figure in everything.FIGURES[name] if figure.label in table]
+
+
+def labels(everything: Any, name: str) -> list[str]:
+    return [figure.label for figure in everything.FIGURES[name]]
+
+
+def test_startup_and_overhead_of_one_run(measured, everything, tmp_path):
+    started = measured("startup", "--repeats", "1", "--models", "tiny", "--iterations", "1", "--store", str(tmp_path))
+    assert min(started["resia_help_s"], started["python_pass_s"], started["import_typer_s"]) > 0
+    first = started["first_rollout"]["tiny"]
+    assert first["total_s"] == pytest.approx(first["to_request_s"] + first["from_request_s"], abs=0.02)
+    assert shows(everything, "startup", started) == ["resia --help", "first rollout, tiny model"]
+
+    overhead = measured("overhead", "--store", str(tmp_path / "tiny-0"), "--run", "tiny-0")
+    run = overhead["runs"]["tiny-random"]
+    assert len(run["iterations"]) == 2
+    assert all(0 < row["bus_and_log_s"] < row["wall_s"] for row in run["iterations"])
+    assert run["share"] == run["share_highest"] == run["iterations"][1]["share"]
+    assert shows(everything, "overhead", overhead) == ["bus and log, tiny model"]
+
+
+def test_log(measured, everything):
+    result = measured("log", "--events", "200", "--rounds", "2", "--batch", "20")
+    names = ("append_single_per_s", "client_single_per_s", "append_batch_per_s", "client_batch_per_s", "fold_per_s")
+    assert all(result[name] > 0 for name in (*names, "read_per_s", "client_read_per_s"))
+    assert result["ratio"].keys() == {"single", "batch", "read"}
+    assert shows(everything, "log", result) == labels(everything, "log")
+
+
+def test_sandbox(measured, everything):
+    result = measured("sandbox", "--starts", "1", "--calls", "2")
+    assert shows(everything, "sandbox", result) == labels(everything, "sandbox")
+
+
+def test_gate(measured, everything):
+    result = measured("gate", "--runs", "10")
+    assert shows(everything, "gate", result) == labels(everything, "gate")
+
+
+def test_engine(measured, everything, tmp_path):
+    model = build_tiny_model(tmp_path / "model", context=4096)
+    result = measured("engine", "--model", str(model), "--rollouts", "2", "--serial", "1", "--threads", "1")
+    assert shows(everything, "engine", result) == labels(everything, "engine")
+
+
+def test_all_are_listed(everything):
+    shared = {"__main__", "machine"}
+    assert set(everything.FIGURES) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared
+
+
+def test_one_that_cannot_run_fails_the_whole(everything, capfd, tmp_path):
+    options = ["--starts", "1", "--calls", "2", "--out", str(tmp_path / "sandbox.json")]
+    assert everything.main(["sandbox", *options]) == 0
+    assert "sandbox call" in capfd.readouterr().out
+    assert everything.main(["sandbox", "--calls", "0"]) == 1
+    assert "failed to run: sandbox" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        everything.main(["sandbx"])
+    assert "unknown benchmark 'sandbx'" in capfd.readouterr().err
+
+
+def test_time_covered_by_work_counts_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    overhead = importlib.import_module("benchmarks.overhead")
+    window = overhead.Span(10.0, 20.0)
+    spans = [overhead.Span(*span) for span in [(8, 11), (12, 15), (13, 14), (14, 16), (19, 25), (30, 31)]]
+    assert overhead._covered(window, spans) == pytest.approx(1 + 4 + 1)
+    assert overhead._covered(window, []) == 0.0

@@ -1,0 +1,419 @@
+"""Sampling a shard: a scripted model, the real sandbox, the real domain, and what is recorded of each answer."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from scripted import GOOD, MANIFEST, CountingDomain, ScriptedEngine, Tape, confined, ports, small_domain
+
+from given import clerk, requested
+from resia.agents import rollout
+from resia.agents.proposing import first_harness
+from resia.agents.sources import repairing_dispatch, tolerant_extraction
+from resia.agents.taskwork import _shards
+from resia.events import (
+    Blob,
+    Candidate,
+    ControlFailed,
+    ControlMeasured,
+    ControlRequested,
+    EvaluationRequested,
+    RolloutFailed,
+    RolloutRecorded,
+    RolloutsRequested,
+    ShardSampled,
+    Slot,
+    decode_trajectory,
+    encode,
+)
+from resia.events.codec import MAX_EVENT_BYTES
+from resia.events.errors import BlobError
+from resia.events.ids import seed_for
+from resia.runtime.blobs import DirectoryBlobs
+
+DOMAIN = small_domain()
+HARNESS = first_harness(DOMAIN.spec)
+KIB = 1024
+SEARCH = [Slot("search", item.id, 0, seed) for seed, item in enumerate(DOMAIN.items("search"), 100)]
+PROMPTS = {item.prompt: item.id for item in DOMAIN.items("search")}
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    yield from confined()
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    yield from confined(wall_s=0.3)
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return DirectoryBlobs(tmp_path / "blobs")
+
+
+class Bench:
+    """One candidate in one log; `sample` performs a shard and appends what came of it."""
+
+    def __init__(self, sandbox, blobs, harness=HARNESS, domain=None) -> None:
+        self.domain = domain or CountingDomain(DOMAIN)
+        self.sandbox, self.blobs, self.tape, self.live = sandbox, blobs, Tape(), []
+        self.candidate = Candidate(blobs.put(harness.encoded()))
+        self.tape.add(requested())
+
+    def sample(self, engine, slots=SEARCH, candidate=None, purpose="candidate"):
+        candidate = candidate or self.candidate
+        (asked,) = self.tape.add(EvaluationRequested(purpose, 0, candidate, tuple(slots)))
+        request = RolloutsRequested(asked.envelope.id, purpose, candidate, tuple(slots), 0, 1)
+        (fact,) = self.tape.add(request, cause=asked.envelope.id)
+        touched = ports(engine, self.sandbox, self.blobs, self.live)
+        batches = list(rollout.sample_shard(self.tape.state, fact, self.domain, touched))
+        assert len(batches) == 1  # whole or not at all
+        self.tape.add(*batches[0], cause=fact.envelope.id)
+        assert isinstance(batches[0][-1], ShardSampled)
+        assert batches[0][-1].request == fact.envelope.id
+        return batches[0]
+
+
+def one(sandbox, blobs, text, slots=SEARCH[:1], cut=(), **components) -> RolloutRecorded:
+    harness = msgspec.structs.replace(HARNESS, **components)
+    recorded, _ = Bench(sandbox, blobs, harness).sample(ScriptedEngine(lambda *_: text, cut), slots)
+    assert isinstance(recorded, RolloutRecorded)
+    return recorded
+
+
+def turns(blobs, recorded):
+    return decode_trajectory(blobs.get(recorded.trajectory)).turns
+
+
+# -- classes of failure ----------------------------------------------------------------------------------------------
+
+
+def test_a_valid_answer_is_scored_by_the_domain(sandbox, blobs):
+    found = one(sandbox, blobs, GOOD)
+    score = DOMAIN.score(SEARCH[0].item, DOMAIN.spec.references[0].answer)
+    assert (found.reward, found.success, found.failure) == (score.reward, score.success, None)
+    assert found.answer == GOOD
+    assert found.metrics == score.metrics
+    (turn,) = turns(blobs, found)
+    assert turn.calls[0].name == "denoise"
+    assert turn.reward == found.reward == found.step_rewards[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [
+        ("let me think", "parse"),
+        ("", "parse"),
+        ("I'm sorry, I cannot do that", "refusal"),
+        ("knn=13", "tool_error"),
+        ("knn=five t=3", "tool_error"),
+        ("knn=5.0", "tool_error"),
+        ("\x00\x1b[31m\u202e\U0001f4a9", "parse"),
+    ],
+)
+def test_a_text_without_a_valid_answer_is_worth_0_and_has_its_class(sandbox, blobs, text, failure):
+    found = one(sandbox, blobs, text)
+    assert (found.failure, found.reward, found.success, found.answer) == (failure, 0.0, False, "")
+    assert found.detail
+    (turn,) = turns(blobs, found)
+    assert (turn.failure, turn.text, turn.reward) == (failure, text, 0.0)
+
+
+def test_a_text_that_was_cut_off_is_a_truncation_only_where_nothing_could_be_read(sandbox, blobs):
+    assert one(sandbox, blobs, "well, knn", cut=["well, knn"]).failure == "truncation"
+    assert one(sandbox, blobs, GOOD, cut=[GOOD]).failure is None
+
+
+@pytest.mark.parametrize(
+    ("extraction", "failure"),
+    [
+        ("def extract(text): raise KeyError(text)", "tool_error"),
+        ("def extract(text: return", "tool_error"),
+        ("x = 1", "tool_error"),
+        ("def extract(text): return [text]", "parse"),
+        ("def extract(text): return 'knn=5'", "parse"),
+        ("def extract(text): return float('nan')", "tool_error"),
+        ("def extract(text): return {'\\ud800': 1}", "tool_error"),
+        ("def extract(text):\n    while True: pass", "timeout"),
+        ("import os\ndef extract(text): os.kill(os.getpid(), 9)", "sandbox_violation"),
+        ("def extract(text): return 'x' * 10**10", "sandbox_violation"),
+    ],
+)
+def test_an_extraction_that_breaks_is_the_harness_fault_and_recorded(hasty, blobs, extraction, failure):
+    found = one(hasty, blobs, GOOD, answer_extraction=extraction)
+    assert (found.failure, found.reward, found.answer) == (failure, 0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "failure"),
+    [
+        ("def dispatch(request, tools): return None", "tool_error"),
+        ("def dispatch(request, tools): return [1]", "tool_error"),
+        ("def dispatch(request, tools): return {'knn': 99}", "tool_error"),
+        ("def dispatch(request, tools): return {'answer': 1.0}", "tool_error"),
+        ("def dispatch(request, tools): return tools.score(item='search-00')", "tool_error"),
+        ("def dispatch(request, tools):\n    while True: pass", "timeout"),
+        ("def dispatch(request, tools): return open('/etc/passwd').read()", "sandbox_violation"),
+    ],
+)
+def test_a_dispatch_that_gives_no_valid_answer_is_no_answer(hasty, blobs, dispatch, failure):
+    """What it returns stands in for nothing: no default is scored in its place."""
+    found = one(hasty, blobs, GOOD, tool_dispatch=dispatch)
+    assert (found.failure, found.reward, found.answer) == (failure, 0.0, "")
+
+
+# -- retries ---------------------------------------------------------------------------------------------------------
+
+
+def retrying(attempts: int = 3):
+    return msgspec.structs.replace(HARNESS.retry_policy, attempts=attempts)
+
+
+def test_only_what_could_not_be_read_is_sampled_again_with_seeds_of_its_own(sandbox, blobs):
+    bad = SEARCH[1].item
+    second = seed_for(SEARCH[1].seed, "attempt", 1)
+
+    def says(prompt: str, seed: int) -> str:
+        return "hm" if PROMPTS[prompt] == bad and seed != second else GOOD
+
+    engine = ScriptedEngine(says)
+    bench = Bench(sandbox, blobs, msgspec.structs.replace(HARNESS, retry_policy=retrying()))
+    *recorded, sampled = bench.sample(engine)
+    assert [seeds for _, seeds, _ in engine.calls] == [tuple(s.seed for s in SEARCH), (second,)]
+    assert [r.failure for r in recorded] == [None] * 3
+    assert [len(turns(blobs, r)) for r in recorded] == [1, 2, 1]
+    first, last = turns(blobs, recorded[1])
+    assert (first.failure, first.reward, last.failure) == ("parse", 0.0, "")
+    assert recorded[1].step_rewards == (0.0, recorded[1].reward)
+    assert recorded[1].completion_tokens == len(first.completion_ids) + len(last.completion_ids)
+    assert sampled.completion_tokens == sum(r.completion_tokens for r in recorded)
+
+
+def test_tries_are_bounded_and_a_greedy_rollout_has_one(sandbox, blobs):
+    bench = Bench(sandbox, blobs, msgspec.structs.replace(HARNESS, retry_policy=retrying()))
+    engine = ScriptedEngine(lambda *_: "hm")
+    recorded, _ = bench.sample(engine, SEARCH[:1])
+    assert (len(engine.calls), len(recorded.step_rewards)) == (3, 3)
+    greedy = ScriptedEngine(lambda *_: "hm")
+    slots = [Slot("validation", item.id, 0, 7, greedy=True) for item in DOMAIN.items("validation")]
+    assert {r.failure for r in bench.sample(greedy, slots)[:-1]} == {"parse"}
+    assert [sampling.temperature for sampling, _, _ in greedy.calls] == [0.0]
+
+
+def test_sampling_is_the_harness_policy(sandbox, blobs):
+    engine = ScriptedEngine(lambda *_: GOOD)
+    recorded, _ = Bench(sandbox, blobs).sample(engine, SEARCH[:1])
+    policy, (sampling, _, adapter) = HARNESS.retry_policy, engine.calls[0]
+    assert (sampling.temperature, sampling.max_new_tokens) == (policy.temperature, policy.max_new_tokens)
+    assert sampling.stop == policy.stop
+    assert adapter is None
+    assert decode_trajectory(blobs.get(recorded.trajectory)).temperature == policy.temperature
+
+
+# -- scoring once ----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_scored_once_an_item_in_the_shard_and_in_the_run(sandbox, blobs):
+    bench = Bench(sandbox, blobs)
+    slots = [Slot("search", s.item, index, s.seed + index) for s in SEARCH for index in range(4)]
+    first = bench.sample(ScriptedEngine(lambda *_: GOOD), slots)[:-1]
+    assert [r.reused for r in first] == [False, True, True, True] * 3
+    assert bench.domain.scored == {(s.item, GOOD): 1 for s in SEARCH}
+    again = bench.sample(ScriptedEngine(lambda *_: GOOD), slots)[:-1]
+    assert all(r.reused for r in again)
+    assert set(bench.domain.scored.values()) == {1}
+    assert [(r.reward, r.success, r.detail, r.metrics) for r in again] == [
+        (r.reward, r.success, r.detail, r.metrics) for r in first
+    ]
+
+
+def test_an_answer_that_differs_in_writing_alone_is_the_same(sandbox, blobs):
+    bench = Bench(sandbox, blobs)
+    written = {0: GOOD, 1: " ".join(reversed(GOOD.split())), 2: GOOD.removesuffix(" round=0")}
+    slots = [Slot("search", SEARCH[0].item, index, index) for index in written]
+    recorded = bench.sample(ScriptedEngine(lambda _, seed: written[seed]), slots)[:-1]
+    assert {r.answer for r in recorded} == {GOOD}
+    assert sum(bench.domain.scored.values()) == 1
+
+
+def test_invalid_answers_are_never_scored(sandbox, blobs):
+    bench = Bench(sandbox, blobs)
+    bench.sample(ScriptedEngine(lambda *_: "knn=99"))
+    assert not bench.domain.scored
+
+
+# -- infrastructure --------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_fails_once_is_asked_again(sandbox, blobs):
+    *recorded, sampled = Bench(sandbox, blobs).sample(ScriptedEngine(lambda *_: GOOD, broken=1))
+    assert (sampled.rollouts, sampled.failed) == (3, 0)
+    assert all(isinstance(r, RolloutRecorded) for r in recorded)
+
+
+def test_an_engine_that_is_gone_fails_every_slot_and_scores_none(sandbox, blobs):
+    bench = Bench(sandbox, blobs)
+    *lost, sampled = bench.sample(ScriptedEngine(lambda *_: GOOD, broken=99))
+    assert [(type(r), r.item, r.index, r.error) for r in lost] == [
+        (RolloutFailed, s.item, s.index, "the model is gone") for s in SEARCH
+    ]
+    assert (sampled.rollouts, sampled.failed, sampled.completion_tokens) == (0, 3, 0)
+    (found,) = bench.tape.state.evaluations.values()
+    assert (len(found.rollouts), len(found.failed)) == (0, 3)
+
+
+def test_a_broken_sandbox_is_infrastructure(blobs):
+    for sandbox in confined():
+        sandbox.close()
+        *lost, _ = Bench(sandbox, blobs).sample(ScriptedEngine(lambda *_: GOOD))
+        assert {(type(r), r.error) for r in lost} == {(RolloutFailed, "the sandbox is closed")}
+
+
+def test_a_lost_adapter_is_infrastructure(sandbox, blobs):
+    bench = Bench(sandbox, blobs)
+    lost = bench.sample(
+        ScriptedEngine(lambda *_: GOOD), candidate=Candidate(bench.candidate.harness, Blob("e" * 64, 3))
+    )[:-1]
+    assert {type(r) for r in lost} == {RolloutFailed}
+    assert "is missing" in lost[0].error
+
+
+def test_the_adapter_reaches_the_engine_as_a_verified_file(sandbox, blobs):
+    bench, engine = Bench(sandbox, blobs), ScriptedEngine(lambda *_: GOOD)
+    adapter = blobs.put(b"weights")
+    bench.sample(engine, candidate=Candidate(bench.candidate.harness, adapter))
+    assert engine.calls[0][2].read_bytes() == b"weights"
+
+
+# -- what is recorded ------------------------------------------------------------------------------------------------
+
+
+class FullBlobs(DirectoryBlobs):
+    """A store that fills up when the trajectories come."""
+
+    def put(self, data, media="application/octet-stream"):
+        if media == rollout.TRAJECTORY_MEDIA:
+            raise BlobError("the disk is full")
+        return super().put(data, media)
+
+
+def test_no_rollout_is_recorded_whose_trajectory_could_not_be_stored(sandbox, tmp_path):
+    with pytest.raises(BlobError, match="the disk is full"):
+        Bench(sandbox, FullBlobs(tmp_path)).sample(ScriptedEngine(lambda *_: GOOD))
+
+
+def test_the_trajectory_holds_all_that_was_said(sandbox, blobs):
+    found = one(sandbox, blobs, GOOD)
+    stored = decode_trajectory(blobs.get(found.trajectory))
+    (turn,) = stored.turns
+    assert (stored.item, stored.seed, stored.answer) == (found.item, found.seed, GOOD)
+    prompt = next(prompt for prompt, item in PROMPTS.items() if item == found.item)
+    assert turn.messages == rollout.chat(HARNESS, prompt)
+    assert turn.completion_ids == tuple(GOOD.encode()[:64])
+    assert len(turn.logprobs) == len(turn.completion_ids) == found.completion_tokens
+    assert found.prompt_tokens == len(turn.prompt_ids)
+    assert found.trajectory.digest == stored.digest()
+
+
+def test_the_manifest_names_the_model_and_the_sandbox(sandbox, blobs):
+    sampled = Bench(sandbox, blobs).sample(ScriptedEngine(lambda *_: GOOD))[-1]
+    assert sampled.manifest == msgspec.structs.replace(MANIFEST, sandbox_tier=sandbox.tier)
+
+
+def test_progress_counts_tokens_and_nothing_depends_on_it(sandbox, blobs):
+    bench = Bench(sandbox, blobs)
+    bench.sample(ScriptedEngine(lambda *_: GOOD))
+    assert [said["tokens"] for said in bench.live] == [len(GOOD), 2 * len(GOOD), 3 * len(GOOD)]
+    assert {(said["kind"], said["shard"], said["shards"]) for said in bench.live} == {("tokens", 0, 1)}
+
+
+@pytest.mark.parametrize("unit", ["word ", "x", "knn=5 ", "I cannot ", "\x00", "\U0001f4a9"])
+def test_ten_megabytes_of_answer_make_a_small_event(sandbox, blobs, unit):
+    text = unit * (10_000_000 // len(unit.encode()))
+    bench = Bench(sandbox, blobs)
+    bench.sample(ScriptedEngine(lambda *_: text), SEARCH[:1])
+    assert max(len(draft.data) for draft in bench.tape.drafts) < 64 * KIB
+    assert len(turns(blobs, bench.tape.facts[-2].event)[0].text) == len(text)
+
+
+def test_a_harness_that_returns_megabytes_makes_a_small_event(sandbox, blobs):
+    wide = "def extract(text): return {'knn': 'x' * 500_000}"
+    deep = "def dispatch(request, tools):\n    raise ValueError('x' * 500_000)"
+    for changes in ({"answer_extraction": wide}, {"tool_dispatch": deep}):
+        found = one(sandbox, blobs, GOOD, **changes)
+        assert found.failure == "tool_error"
+        assert len(msgspec.json.encode(found)) < 8 * KIB
+
+
+def test_the_same_shard_gives_the_same_facts(sandbox, blobs):
+    first, second = (Bench(sandbox, blobs).sample(ScriptedEngine(lambda *_: GOOD)) for _ in range(2))
+    assert first == second
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def bytes_of(event) -> int:
+    draft = clerk("r" * 64, "task", "w" * 40).draft("c" * 26, 99_999, event, "task.evaluation-requested", 0)
+    assert encode(msgspec.structs.replace(Tape().add(event)[0].envelope), event)
+    return len(draft.data)
+
+
+def widest(count: int, greedy: bool = False) -> tuple[Slot, ...]:
+    return tuple(Slot("validation", f"validation-{n % 999:03d}", n // 999, 2**63 - 1, greedy) for n in range(count))
+
+
+def test_the_largest_shard_fits_one_message():
+    candidate = Candidate(Blob("a" * 64, 10**9), Blob("b" * 64, 10**9))
+    request = RolloutsRequested("e" * 26, "candidate", candidate, widest(500), 9999, 9999, 99)
+    assert bytes_of(request) < MAX_EVENT_BYTES / 10
+
+
+def test_an_evaluation_of_five_thousand_slots_fits_one_message():
+    candidate = Candidate(Blob("a" * 64, 10**9), Blob("b" * 64, 10**9))
+    event = EvaluationRequested("candidate", 0, candidate, widest(5000))
+    assert bytes_of(event) < MAX_EVENT_BYTES
+    shards = _shards("e" * 26, event, 500)
+    assert [len(s.slots) for s in shards] == [500] * 10
+    assert max(map(bytes_of, shards)) < MAX_EVENT_BYTES
+
+
+# -- controls --------------------------------------------------------------------------------------------------------
+
+
+def test_controls_are_measured_with_the_budget_they_were_given():
+    (fact,) = Tape().add(ControlRequested(5, 3))
+    ((measured,),) = rollout.measure_controls(fact, DOMAIN)
+    assert isinstance(measured, ControlMeasured)
+    assert measured.scores == DOMAIN.controls(5, 3)
+    assert measured.request == fact.envelope.id
+
+
+def test_controls_that_break_are_a_fact_too():
+    class Broken(CountingDomain):
+        def controls(self, budget, seed):
+            raise MemoryError("too many cells")
+
+    (fact,) = Tape().add(ControlRequested(5, 3))
+    ((failed,),) = rollout.measure_controls(fact, Broken(DOMAIN))
+    assert isinstance(failed, ControlFailed)
+    assert "too many cells" in failed.error
+
+
+# -- edits of the code components at work -----------------------------------------------------------------------------
+
+
+def test_the_repairing_and_tolerant_sources_save_what_the_strict_ones_refuse(sandbox, blobs):
+    text = "I would take knn: 50, order: rev."
+    assert one(sandbox, blobs, text).failure == "parse"
+    saved = one(
+        sandbox,
+        blobs,
+        text,
+        answer_extraction=tolerant_extraction(DOMAIN.spec),
+        tool_dispatch=repairing_dispatch(DOMAIN.spec),
+    )
+    assert saved.failure is None
+    assert saved.answer.startswith("knn=12 ")
