@@ -46,7 +46,7 @@ def some_world(seed: int) -> World:
         training=rng.choice([0.0, 0.3, -0.1]),
         edit_fails=lambda event: rng.random() < lost_edit,
         round_fails=lambda event: rng.random() < lost_round,
-        slot_fails=lambda event, slot: rng.random() < lost_shard and slot.index > 0,
+        slot_fails=lambda event, slot: rng.random() < lost_shard and not slot.greedy,
         controls_fail=rng.random() < 0.3,
     )
 

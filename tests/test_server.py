@@ -260,27 +260,33 @@ def test_a_server_that_does_not_come_up_is_quoted_and_lets_the_store_go(tmp_path
 # -- other servers ---------------------------------------------------------------------------------------------------
 
 
-async def answer_as(version: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """As much of a NATS server as a client needs to be connected."""
+async def answer_as(
+    version: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: asyncio.Event
+) -> None:
+    """As much of a NATS server as a client needs to be connected; `left` once the client is gone."""
     info = {"server_id": "x", "version": version, "max_payload": 1048576, "proto": 1, "headers": True}
     writer.write(f"INFO {json.dumps(info)}\r\n".encode())
     while line := await reader.readline():
         if line.startswith(b"PING"):
             writer.write(b"PONG\r\n")
     writer.close()
+    await writer.wait_closed()
+    left.set()
 
 
 @pytest.mark.parametrize(
     ("version", "enough"), [("2.10.29", False), ("2.11.9", False), ("2.12.0", True), ("3.0.1", True)]
 )
 async def test_an_older_server_is_refused_with_its_version(version, enough):
-    async with await asyncio.start_server(lambda r, w: answer_as(version, r, w), "127.0.0.1", 0) as other:
+    left = asyncio.Event()
+    async with await asyncio.start_server(lambda r, w: answer_as(version, r, w, left), "127.0.0.1", 0) as other:
         url = f"nats://127.0.0.1:{other.sockets[0].getsockname()[1]}"
         if enough:
             await (await connect(url)).close()
-            return
-        with pytest.raises(BusError, match=f"the server at {url} is .*{version}.*; resia needs 2.12 or newer"):
-            await connect(url)
+        else:
+            with pytest.raises(BusError, match=f"the server at {url} is .*{version}.*; resia needs 2.12 or newer"):
+                await connect(url)
+        await asyncio.wait_for(left.wait(), 10)
 
 
 @pytest.mark.parametrize("run", ["a b", "a.b", "*", ">", "", "x" * 65, "ü"])
