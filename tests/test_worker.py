@@ -29,7 +29,7 @@ from resia.runtime.bus import Bus, connect
 from resia.runtime.server import EmbeddedServer
 from resia.runtime.worker import Role, Worker, serve_runs
 
-LIMIT_S = 60
+LIMIT_S = 20
 REQUESTS = 12
 
 
