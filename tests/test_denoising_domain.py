@@ -94,7 +94,7 @@ VALID = {"knn": 5, "t": 3, "order": "rev", "log": 0, "scale": 1, "round": 0}
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"knn": 4}, "argument 'knn' is 4: choose one of 1, 2, 3, 5, 8, 12, 20"),
+        ({"knn": 13}, "argument 'knn' is 13: choose one of 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"),
         ({"knn": "5"}, "argument 'knn' is '5'"),
         ({"knn": 5.0}, "argument 'knn' is 5.0"),
         ({"log": True}, "argument 'log' is True"),

@@ -133,10 +133,24 @@ class FullBlobs(DirectoryBlobs):
         raise BlobError("the disk is full")
 
 
-def test_a_draft_that_cannot_be_stored_is_a_fact(tmp_path):
+def test_a_draft_that_cannot_be_stored_is_tried_again_and_no_fact(tmp_path):
+    """The store failed, not the drafting: the worker comes back to the request."""
     (fact,) = Tape().add(requested())
-    ((event,),) = proposing.draft(fact, DOMAIN, FullBlobs(tmp_path))
-    assert event == DraftFailed("the disk is full")
+    with pytest.raises(BlobError, match="the disk is full"):
+        list(proposing.draft(fact, DOMAIN, FullBlobs(tmp_path)))
+
+
+class Bare(MarkedDomain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = msgspec.structs.replace(INNER.spec, references=())
+
+
+def test_a_domain_without_a_reference_cannot_be_drafted_for_and_that_is_a_fact(blobs):
+    (fact,) = Tape().add(requested())
+    ((event,),) = proposing.draft(fact, Bare(), blobs)
+    assert isinstance(event, DraftFailed)
+    assert "names no reference implementation" in event.error
 
 
 # -- edits -----------------------------------------------------------------------------------------------------------
@@ -167,12 +181,10 @@ def test_an_edit_that_changes_nothing_is_a_fact(run, blobs):
     assert event == EditFailed(fact.envelope.id, 1, ("shorten-instruction",), "no operator changes this harness")
 
 
-def test_a_lost_trajectory_fails_the_edit_as_a_fact(run, tmp_path):
+def test_a_lost_trajectory_stops_the_edit_and_is_no_fact(run, tmp_path):
     tape, draft, evaluation, _ = run
-    empty = DirectoryBlobs(tmp_path / "other")
-    _, event = edited(tape, empty, draft.harness, evaluation, "format-contract")
-    assert isinstance(event, EditFailed)
-    assert "is missing" in event.error
+    with pytest.raises(BlobError, match="is missing"):
+        edited(tape, DirectoryBlobs(tmp_path / "other"), draft.harness, evaluation, "format-contract")
 
 
 def test_the_same_edit_made_twice_is_the_same(run, blobs):

@@ -271,13 +271,13 @@ def test_a_broken_sandbox_is_infrastructure(blobs):
         assert {(type(r), r.error) for r in lost} == {(RolloutFailed, "the sandbox is closed")}
 
 
-def test_a_lost_adapter_is_infrastructure(sandbox, blobs):
-    bench = Bench(sandbox, blobs)
-    lost = bench.sample(
-        ScriptedEngine(lambda *_: GOOD), candidate=Candidate(bench.candidate.harness, Blob("e" * 64, 3))
-    )[:-1]
-    assert {type(r) for r in lost} == {RolloutFailed}
-    assert "is missing" in lost[0].error
+@pytest.mark.parametrize("lost", ["adapter", "harness"])
+def test_a_lost_blob_stops_the_worker_and_fails_no_slot(sandbox, blobs, lost):
+    """The store failed, not the sampling: the worker comes back to the shard once the blob is back."""
+    bench, gone = Bench(sandbox, blobs), Blob("e" * 64, 3)
+    candidate = msgspec.structs.replace(bench.candidate, **{lost: gone})
+    with pytest.raises(BlobError, match="is missing"):
+        bench.sample(ScriptedEngine(lambda *_: GOOD), candidate=candidate)
 
 
 def test_the_adapter_reaches_the_engine_as_a_verified_file(sandbox, blobs):

@@ -30,6 +30,7 @@ from .operators import CATALOGUE, SearchView, Seen, applicable
 HARNESS_MEDIA = "application/vnd.resia.harness+json"
 # No tokenizer needs more than a token a byte: room for the longest known answer, and a little more.
 SPARE_TOKENS = 8
+MAX_NEW_TOKENS = 4096  # the most a retry policy may allow
 
 
 def first_harness(spec: TaskSpec) -> Harness:
@@ -39,7 +40,7 @@ def first_harness(spec: TaskSpec) -> Harness:
     return Harness(
         SystemPrompt(f"{spec.instruction.strip()}\nKnown implementations:\n{known}"),
         sources.strict_dispatch(spec),
-        RetryPolicy(max_new_tokens=max(len(line.encode()) for line in lines) + SPARE_TOKENS),
+        RetryPolicy(max_new_tokens=min(max(len(line.encode()) for line in lines) + SPARE_TOKENS, MAX_NEW_TOKENS)),
         sources.strict_extraction(spec),
     )
 

@@ -168,7 +168,8 @@ def _announce(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], No
 
 def _read(completion: Completion, harness: Harness, domain: Domain, ports: AgentPorts) -> Read:
     """Extract and dispatch, both in the sandbox; the tool's own check decides whether the answer stands."""
-    sandbox, text = ports.sandbox(), completion.text[:TEXT_LIMIT]
+    sandbox = ports.sandbox()
+    text = completion.text[:TEXT_LIMIT].encode(errors="replace").decode()  # half a character is no JSON
     try:
         request = sandbox.run(harness.answer_extraction, "extract", [text]).value
         if request is None or not isinstance(request, dict):

@@ -119,15 +119,12 @@ class Bus:
 
     async def runs(self) -> list[RunEntry]:
         """Every run in the registry, by name."""
+        prefix = f"$KV.{REGISTRY}."
         with _bus_errors("list the runs"):
-            registry = await self._registry()
-            try:
-                keys = await registry.keys()
-            except nats.js.errors.NoKeysError:
-                return []
-            found = [await registry.get(key) for key in keys]
-        entries = [msgspec.json.decode(x.value, type=RunEntry) for x in found if x.value]
-        return sorted(entries, key=lambda x: x.run)
+            # The client's own keys() may end before the first key has come.
+            state = (await self._js.stream_info(f"KV_{REGISTRY}", subjects_filter=f"{prefix}>")).state
+            found = [await self.find_run(subject.removeprefix(prefix)) for subject in sorted(state.subjects or {})]
+        return [entry for entry in found if entry is not None]
 
     async def watch_runs(self) -> AsyncIterator[RunEntry]:
         """Every entry, now and whenever one changes."""
@@ -316,12 +313,14 @@ MINIMUM_SERVER = (2, 12)
 
 
 async def connect(url: str, user: str = "", password: str = "") -> Bus:
-    """A connected bus; BusError names the address and what to do when nobody answers there."""
+    """A connected bus; UsageError for an address that is none, BusError with what the server said otherwise."""
+    if not url.startswith(("nats://", "tls://")):
+        raise UsageError(f"'{url[:80]}' is not a server's address: write it as nats://HOST:PORT")
     options: dict[str, Any] = {"user": user, "password": password} if user else {}
+    said: list[str] = []
 
     async def on_error(error: Exception) -> None:
-        if isinstance(error, nats.errors.SlowConsumerError):
-            raise error
+        said.append(str(error) or type(error).__name__)
 
     try:
         # The client retries its first connection as long as a lost one: a person should hear sooner.
@@ -335,9 +334,11 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
             ),
             CONNECT_TIMEOUT_S,
         )
-    except (TimeoutError, OSError, nats.errors.Error) as cause:
+    except (OSError, TimeoutError, ValueError, nats.errors.Error) as cause:
+        why = said[-1] if said else f"{type(cause).__name__} {cause}".strip()
+        address = url.rpartition("@")[2].removeprefix("nats://")
         raise BusError(
-            f"no event log answers at {url} ({type(cause).__name__}): start the server, or check --nats and its user"
+            f"no event log answers at nats://{address} ({why}): start the server, or check --nats and its user"
         ) from cause
     version = client.connected_server_version
     if (version.major, version.minor) < MINIMUM_SERVER:

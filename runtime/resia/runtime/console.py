@@ -28,6 +28,7 @@ from resia.events import (
 )
 from resia.replay.report import Row, Summary, rows
 from resia.replay.state import RunState
+from resia.trainers.decider import plan
 
 from .session import Watch
 from .supervisor import Died, Supervisor
@@ -130,7 +131,7 @@ class View:
 
     def _training_bar(self) -> RenderableType:
         running = [t for t in self._state.trainings.values() if t.outcome is None]
-        total = running[0].request.settings.rounds if running else 1
+        total = plan(running[0].request.algorithm, running[0].request.settings).rounds if running else 1
         done = len(running[0].rounds) if running else 0
         label = f"training {self._round.get('algorithm', '')}  round {self._round.get('round', done) + 1}"
         if self._steps:

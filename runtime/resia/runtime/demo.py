@@ -100,9 +100,9 @@ class Saboteur:
 
 async def play(folder: Path, cache: Path | None, fresh: bool) -> tuple[dict[str, Any], int]:
     """The result line and the exit code: 1 when a promise failed."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     for asset in assets.catalogue():
-        assets.pull(asset.name, lambda text: console.print(text, highlight=False), cache)
+        assets.pull(asset.name, lambda text: console.print(text), cache)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
@@ -120,10 +120,10 @@ async def _replay_twice(store: Store, live: str, console: Console) -> bool:
     for number in (1, 2):
         log = await load(store, RUN)
         digests.add(digest(log.at()))
-        console.print(f"replay {number}: {len(log.facts)} events, digest {digest(log.at())[:16]}", highlight=False)
+        console.print(f"replay {number}: {len(log.facts)} events, digest {digest(log.at())[:16]}")
     problems = verify_log(log, store).problems
     for problem in problems:
-        console.print(f"event {problem.sequence} ({problem.kind}): {problem.why}", highlight=False, markup=False)
+        console.print(f"event {problem.sequence} ({problem.kind}): {problem.why}")
     return len(digests) == 1 and not problems
 
 
@@ -133,7 +133,7 @@ def _conclude(
     found: Summary = summary(state)
     console.print(table(rows(state), console.width))
     console.print(controls_table(found))
-    console.print(f"{found.status}: {found.reason}", highlight=False)
+    console.print(f"{found.status}: {found.reason}")
     result = Result(
         RUN,
         _rounded(found.baseline_test),
@@ -155,7 +155,7 @@ def _conclude(
         "both replays gave the same state and every check held": equal,
     }
     for promise, kept in promises.items():
-        console.print(f"{'kept  ' if kept else 'BROKEN'} {promise}", highlight=False)
+        console.print(f"{'kept  ' if kept else 'BROKEN'} {promise}")
     return result._asdict(), 0 if all(promises.values()) else 1
 
 

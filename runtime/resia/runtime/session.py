@@ -18,7 +18,7 @@ from resia.events.errors import BusError, UnknownName, UsageError
 from resia.events.settings import Split
 from resia.replay.state import RunState
 
-from .bus import Bus, connect
+from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
 from .resources import domain_for, model_folder, package_version
 from .server import Access
@@ -28,6 +28,7 @@ from .worker import Clerk, Follower
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}
 MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
+MAX_ROLLOUTS = 8_000  # about 91 bytes each in an event of at most 1 MB
 DISK_CHECK_S = 1.0
 SERVER_CHECK_S = 0.5
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
@@ -106,6 +107,7 @@ def _request(session: Session) -> RunRequested:
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
     if empty := [split for split in SPLITS if not items[split]]:
         raise UsageError(f"domain '{settings.domain}' has no {empty[0]} items: give each split at least one")
+    _check_size(settings, items)
     if len(items["validation"]) < settings.gate.min_items:
         raise UsageError(
             f"domain '{settings.domain}' has {len(items['validation'])} validation items and the gate needs"
@@ -122,6 +124,23 @@ def _request(session: Session) -> RunRequested:
         domain.spec.ordinal,
         domain.spec.binary,
     )
+
+
+def _check_size(settings: RunSettings, items: Mapping[Split, tuple[str, ...]]) -> None:
+    """One evaluation must fit an event, and its shards one batch."""
+    sampled = len(items["search"]) * settings.sampling.group_size
+    greedy = max(len(items["search"]) + len(items["validation"]), len(items["test"]))
+    if sampled + greedy > MAX_ROLLOUTS:
+        raise UsageError(
+            f"an evaluation would ask for {sampled + greedy} rollouts and one event holds {MAX_ROLLOUTS}: take fewer"
+            " items, or a smaller sampling.group_size"
+        )
+    shards = -(-sampled // settings.sampling.shard_size) + -(-greedy // settings.sampling.shard_size)
+    if shards > BATCH_LIMIT:
+        raise UsageError(
+            f"an evaluation would be cut into {shards} shards and one batch holds {BATCH_LIMIT}: raise"
+            f" sampling.shard_size from {settings.sampling.shard_size}"
+        )
 
 
 async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> RunSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import structlog
@@ -136,6 +136,8 @@ class Worker:
                 outcome=outcome,
                 ms=round((self._clerk.now() - started) * 1000),
             )
+            if self._follower.state.ending is not None:
+                return
 
     async def _handle(self, fact: Fact | Skipped) -> str:
         state = await self._follower.reached(fact.sequence)
@@ -200,8 +202,7 @@ async def _heartbeat(work: Work) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.gather(task, return_exceptions=True)  # and not `await task`, which would hide our own cancelling
 
 
 async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk]) -> None:

@@ -33,18 +33,23 @@ OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
 
 
 class Plan(NamedTuple):
-    """How an update is cut: `steps` optimiser steps in each of `rounds`."""
+    """How an update is cut: `total` optimiser steps, `each` a round, in `rounds`; the last takes what is left."""
 
     rounds: int
-    steps: int
+    each: int
+    total: int
+
+    def steps(self, number: int) -> int:
+        """Steps of round `number`, from 0."""
+        return min(self.each, self.total - self.each * number)
 
 
 def plan(algorithm: Algorithm, settings: TrainingSettings) -> Plan:
     """Rounds of `algorithm`. Best-of-N takes all its steps on one batch, cut into rounds that are kept one by one."""
     if algorithm == "best_of_n":
-        rounds = min(settings.bon_rounds, settings.bon_steps)
-        return Plan(rounds, -(-settings.bon_steps // rounds))
-    return Plan(settings.rounds, settings.steps_per_round)
+        each = -(-settings.bon_steps // min(settings.bon_rounds, settings.bon_steps))
+        return Plan(-(-settings.bon_steps // each), each, settings.bon_steps)
+    return Plan(settings.rounds, settings.steps_per_round, settings.rounds * settings.steps_per_round)
 
 
 def decide(state: RunState, fact: Fact) -> list[Event]:
@@ -85,7 +90,7 @@ def _round(
     adapter: Blob | None,
     optimizer: Blob | None,
 ) -> RoundRequested:
-    steps = plan(event.algorithm, event.settings).steps
+    steps = plan(event.algorithm, event.settings).steps(number)
     seed = seed_for(event.seed, "round", number)
     return RoundRequested(training, event.algorithm, number, steps, rollouts, adapter, optimizer, seed)
 
