@@ -301,13 +301,6 @@ class Bus:
         async for message in subscription.messages:
             yield {"role": message.subject.rsplit(".", 1)[-1], **msgspec.json.decode(message.data, type=dict)}
 
-    # -- facts about the server --------------------------------------------------------------------------------
-
-    @property
-    def server_version(self) -> str:
-        version: str = str(self._client.connected_server_version)
-        return version
-
 
 MINIMUM_SERVER = (2, 12)
 
@@ -343,10 +336,8 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
     version = client.connected_server_version
     if (version.major, version.minor) < MINIMUM_SERVER:
         await client.close()
-        raise BusError(
-            f"the server at {url} is {version}; resia needs {'.'.join(map(str, MINIMUM_SERVER))} or newer, for atomic"
-            " batches: upgrade it"
-        )
+        found, needed = f"{version.major}.{version.minor}.{version.patch}", ".".join(map(str, MINIMUM_SERVER))
+        raise BusError(f"the server at {url} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it")
     return Bus(client)
 
 

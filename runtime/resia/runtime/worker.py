@@ -58,13 +58,15 @@ class Follower:
         self.state = RunState()
 
     async def follow(self, on_fact: Callable[[RunState, Fact | Skipped], None] | None = None) -> None:
-        """Fold for ever. `on_fact` sees each event with the state after it."""
+        """Fold until the run has ended. `on_fact` sees each event with the state after it."""
         async for fact in self._bus.read(self._run, follow=True):
             self.state = evolve(self.state, fact)
             if on_fact is not None:
                 on_fact(self.state, fact)
             async with self._moved:
                 self._moved.notify_all()
+            if self.state.ending is not None:
+                return
 
     async def reached(self, sequence: int) -> RunState:
         """The state once event `sequence` is folded in; it may be further by then."""
@@ -168,7 +170,8 @@ class Worker:
         raise FenceMoved(self._follower.state.sequence)
 
     async def _perform(self, fact: Fact) -> int:
-        state = self._follower.state
+        # An effect is dear and may have been recorded already, after a crash say: look at the log's very end first.
+        state = await self._follower.reached(await self._bus.last_sequence(self._clerk.run))
         if fact.envelope.id in state.settled or self._role.perform is None:
             return 0
         done, batches = 0, self._role.perform(state, fact)
