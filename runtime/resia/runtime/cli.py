@@ -40,6 +40,10 @@ CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pul
 STORE = Path(".resia")
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM while a command ran. Typer would end quietly on KeyboardInterrupt."""
+
+
 def main(args: list[str] | None = None) -> int:
     """Run a command and give its exit code; a person's mistake is one sentence and no traceback."""
     try:
@@ -50,8 +54,8 @@ def main(args: list[str] | None = None) -> int:
     except ResiaError as cause:
         _say(str(cause))
         return FAILED
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted: nothing is lost, continue with --resume")
+    except (Interrupted, KeyboardInterrupt, typer.Abort):
+        _say("interrupted: nothing is lost, a run goes on with resia run --resume RUN")
         return INTERRUPTED
     except BrokenPipeError:
         return DONE  # the reader of our output has seen enough
@@ -85,7 +89,7 @@ def _run_async(work: Coroutine[Any, Any, Any]) -> Any:
         try:
             return await task
         except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+            raise Interrupted from None
 
     try:
         return asyncio.run(stoppable())
