@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resia.events import Blob, Candidate, Draft, Event, RunFailed, RunRequested, RunSettings, StepTrained, TestUnsealed
+from resia.events.catalogue import WRITERS
 from resia.runtime.worker import Clerk
 
 
@@ -24,10 +25,16 @@ def step(number: int, training: str = "t") -> StepTrained:
     return StepTrained(training, 0, number, 0.5, 0.0, 1.0, 0.0, 1.0, 1e-4, 10, 5.0)
 
 
-def drafts_of(run: str, events: list[Event], role: str = "user", first: int = 0) -> list[Draft]:
-    """Drafts with distinct ids by ordinal, all caused by nothing."""
-    maker = clerk(run, role)
-    return [maker.draft(None, 0, event, "test", ordinal) for ordinal, event in enumerate(events, first)]
+def writer(event: Event) -> str:
+    """A role that may write `event`."""
+    return next(role for role, kinds in WRITERS.items() if type(event) in kinds)
+
+
+def drafts_of(run: str, events: list[Event], first: int = 0) -> list[Draft]:
+    """Drafts with distinct ids by ordinal, all caused by nothing, each by a role that may write it."""
+    return [
+        clerk(run, writer(event)).draft(None, 0, event, "test", ordinal) for ordinal, event in enumerate(events, first)
+    ]
 
 
 BLOB = Blob("a" * 64, 3)

@@ -88,7 +88,7 @@ OPERATORS = {
     "demonstrate-best": 0.15,
     "format-contract": 0.0,
     "retry-unparsed": -0.2,
-    "warmer-sampling": 0.0,
+    "longer-answers": 0.0,
 }
 
 

@@ -69,7 +69,7 @@ async def test_fence_holds_for_a_batch(bus, run):
 
 
 async def test_two_racing_writers_leave_one_copy(access, bus, run):
-    other = await connect(access.url, *access.login("user"))
+    other = await connect(access.url, *access.login("trainer"))
     drafts = drafts_of(run, [step(n) for n in range(20)])
     results = await asyncio.gather(bus.append(run, drafts), other.append(run, drafts))
     await other.close()
@@ -102,6 +102,22 @@ async def test_follow_sees_what_comes_later(bus, run):
         await bus.append(run, drafts_of(run, [step(n)], first=n))
     await asyncio.wait_for(task, 20)
     assert seen == [1, 2, 3]
+
+
+async def test_what_a_role_has_no_right_to_say_is_skipped(access, bus, run):
+    """The server lets a role use subjects of its own name; what it says there must be its own too."""
+    await bus.append(run, drafts_of(run, [requested()]))
+    task = await nats.connect(access.url, user="task", password=access.passwords["task"])
+    forged = clerk(run, "task").draft(None, 1, decision(), "forged", 0)
+    other = clerk("other", "feedback").draft(None, 1, decision(), "elsewhere", 0)
+    stream = task.jetstream()
+    await stream.publish(forged.subject, forged.data)
+    await stream.publish(f"resia.{run}.task.decision-made.x", other.data)
+    await task.close()
+    read = await facts(bus, run)
+    assert [type(f) for f in read] == [Fact, Skipped, Skipped]
+    assert "role 'task' does not write decision-made" in read[1].why
+    assert "does not belong on subject" in read[2].why
 
 
 async def test_role_cannot_write_as_another(access, run, bus):

@@ -191,7 +191,7 @@ def test_only_what_could_not_be_read_is_sampled_again_with_seeds_of_its_own(sand
     assert sampled.completion_tokens == sum(r.completion_tokens for r in recorded)
 
 
-def test_tries_are_bounded_and_a_greedy_rollout_has_one(sandbox, blobs):
+def test_tries_are_bounded_and_a_greedy_rollout_samples_its_second(sandbox, blobs):
     bench = Bench(sandbox, blobs, msgspec.structs.replace(HARNESS, retry_policy=retrying()))
     engine = ScriptedEngine(lambda *_: "hm")
     recorded, _ = bench.sample(engine, SEARCH[:1])
@@ -199,7 +199,7 @@ def test_tries_are_bounded_and_a_greedy_rollout_has_one(sandbox, blobs):
     greedy = ScriptedEngine(lambda *_: "hm")
     slots = [Slot("validation", item.id, 0, 7, greedy=True) for item in DOMAIN.items("validation")]
     assert {r.failure for r in bench.sample(greedy, slots)[:-1]} == {"parse"}
-    assert [sampling.temperature for sampling, _, _ in greedy.calls] == [0.0]
+    assert [sampling.temperature for sampling, _, _ in greedy.calls] == [0.0, 0.7, 0.7]
 
 
 def test_sampling_is_the_harness_policy(sandbox, blobs):

@@ -97,6 +97,7 @@ async def test_a_stranger_is_not_let_in(server, monkeypatch):
 
 async def test_runs_outlive_the_server(tmp_path):
     store = Store(tmp_path / "store")
+    store.make()
     async with opened(store) as bus:
         await bus.create_run("kept")
         await bus.append("kept", [clerk("kept").genesis(requested())])

@@ -10,19 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 import nats
 import pytest
 
-from given import UNSEALED, clerk, requested, step
+from given import BLOB, UNSEALED, clerk, requested
 from resia.events import (
     ControlFailed,
     ControlMeasured,
-    ControlRequested,
     DecisionMade,
+    EditFailed,
+    EditRequested,
     Event,
     Fact,
+    ProbeAlarmed,
     RunCompleted,
     RunFailed,
     RunRequested,
     Skipped,
-    StepTrained,
 )
 from resia.replay.state import RunState
 from resia.runtime.bus import Bus, connect
@@ -33,8 +34,12 @@ LIMIT_S = 20
 REQUESTS = 12
 
 
+def alarm(number: int) -> ProbeAlarmed:
+    return ProbeAlarmed("e", "toy", number, 0.0, "")
+
+
 class Toy:
-    """Asks for controls once a run is requested, performs each in two batches, and ends the run after the last."""
+    """Asks for edits once a run is requested, performs each in two batches, and ends the run after the last."""
 
     def __init__(self, before_settling: Callable[[], None] = lambda: None) -> None:
         self.performed: Counter[str] = Counter()
@@ -43,21 +48,21 @@ class Toy:
     def decide(self, state: RunState, fact: Fact) -> list[Event]:
         match fact.event:
             case RunRequested():
-                return [ControlRequested(1, seed) for seed in range(REQUESTS)]
-            case ControlMeasured() if len(state.settled) == REQUESTS:
+                return [EditRequested(number, BLOB, (), "", {}) for number in range(REQUESTS)]
+            case EditFailed() if len(state.settled) == REQUESTS:
                 return [RunFailed("the toy is done")]
             case _:
                 return []
 
     def perform(self, state: RunState, fact: Fact) -> Iterator[list[Event]]:
         self.performed[fact.envelope.id] += 1
-        yield [step(fact.event.seed), step(fact.event.seed + 100)]
+        yield [alarm(fact.event.iteration), alarm(fact.event.iteration + 100)]
         yield []
         self._before_settling()
-        yield [ControlMeasured(fact.envelope.id, ())]
+        yield [EditFailed(fact.envelope.id, fact.event.iteration, (), "nothing to edit")]
 
-    def role(self, name: str = "task") -> Role:
-        return Role(name, (RunRequested, ControlMeasured), self.decide, (ControlRequested,), self.perform)
+    def role(self) -> Role:
+        return Role("feedback", (RunRequested, EditFailed), self.decide, (EditRequested,), self.perform)
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ async def connected(access):
     """Makes connections as a role, closed at the end."""
     made: list[Bus] = []
 
-    async def connection(role: str = "task") -> Bus:
+    async def connection(role: str = "feedback") -> Bus:
         made.append(await connect(access.url, *access.login(role)))
         return made[-1]
 
@@ -92,9 +97,9 @@ def counted(log: list[Fact | Skipped]) -> Counter[str]:
 
 ONCE = {
     "run-requested": 1,
-    "control-requested": REQUESTS,
-    "step-trained": 2 * REQUESTS,
-    "control-measured": REQUESTS,
+    "edit-requested": REQUESTS,
+    "probe-alarmed": 2 * REQUESTS,
+    "edit-failed": REQUESTS,
     "run-failed": 1,
 }
 
@@ -115,10 +120,10 @@ async def test_batches_of_a_request_stand_in_order_and_whole(bus, run, connected
     await begin(bus, run)
     await serving(await connected(), run, Toy().role())
     log = await facts(bus, run)
-    for request in (f for f in log if isinstance(f.event, ControlRequested)):
+    for request in (f for f in log if isinstance(f.event, EditRequested)):
         made = [f for f in log if f.envelope.cause == request.envelope.id]
-        assert [type(f.event) for f in made] == [StepTrained, StepTrained, ControlMeasured]
-        assert [f.event.step for f in made[:2]] == [request.event.seed, request.event.seed + 100]
+        assert [type(f.event) for f in made] == [ProbeAlarmed, ProbeAlarmed, EditFailed]
+        assert [f.event.score_change for f in made[:2]] == [request.event.iteration, request.event.iteration + 100]
         assert made[1].sequence == made[0].sequence + 1
 
 
@@ -150,7 +155,7 @@ async def test_a_worker_that_dies_before_it_settles_is_followed_by_one_that_repe
     with pytest.raises(ExceptionGroup) as group:
         await serving(await connected(), run, broken.role())
     assert group.group_contains(Crashed)
-    assert counted(await facts(bus, run)) == {"run-requested": 1, "control-requested": REQUESTS, "step-trained": 2}
+    assert counted(await facts(bus, run)) == {"run-requested": 1, "edit-requested": REQUESTS, "probe-alarmed": 2}
     toy = Toy()
     await serving(await connected(), run, toy.role(), "w2")
     assert counted(await facts(bus, run)) == ONCE
@@ -160,12 +165,12 @@ async def test_a_worker_that_dies_before_it_settles_is_followed_by_one_that_repe
 async def test_a_worker_that_dies_between_append_and_acknowledgement_leaves_nothing_to_do_twice(bus, run, connected):
     """The same work again, as after a crash: facts appended by hand under the ids that the worker derives."""
     await begin(bus, run)
-    toy, maker = Toy(), clerk(run, "task", "died")
+    toy, maker = Toy(), clerk(run, "feedback", "died")
     (genesis,) = await facts(bus, run)
     asked = toy.decide(RunState(), genesis)
-    await bus.append(run, maker.drafts(genesis, 1, asked, "task.run-requested"))
+    await bus.append(run, maker.drafts(genesis, 1, asked, "feedback.run-requested"))
     first = (await facts(bus, run))[1]
-    handler, before = "task.perform.control-requested", 0
+    handler, before = "feedback.perform.edit-requested", 0
     for batch in Toy().perform(RunState(), first):
         if batch:
             await bus.append(run, maker.drafts(first, 1, batch, handler, before))
@@ -180,11 +185,11 @@ async def test_a_worker_that_dies_between_append_and_acknowledgement_leaves_noth
 async def test_a_settled_request_is_not_performed_again_by_a_fresh_durable(bus, run, connected):
     await begin(bus, run)
     (genesis,) = await facts(bus, run)
-    maker = clerk(run, "task")
-    await bus.append(run, maker.drafts(genesis, 1, Toy().decide(RunState(), genesis), "task.run-requested"))
-    requests = [f for f in await facts(bus, run) if isinstance(f.event, ControlRequested)]
+    maker = clerk(run, "feedback")
+    await bus.append(run, maker.drafts(genesis, 1, Toy().decide(RunState(), genesis), "feedback.run-requested"))
+    requests = [f for f in await facts(bus, run) if isinstance(f.event, EditRequested)]
     for request in requests[:-1]:
-        outcome = ControlFailed(request.envelope.id, "another did it")
+        outcome = EditFailed(request.envelope.id, 0, (), "another did it")
         await bus.append(run, maker.drafts(request, 1, [outcome], "elsewhere"))
     toy = Toy()
     await serving(await connected(), run, toy.role())
@@ -291,7 +296,7 @@ async def test_a_worker_without_a_run_serves_all_as_they_appear(tmp_path):
     bus = await connect(access.url, *access.login("admin"))
     await bus.create_registry()
     role = Toy().role()
-    task = asyncio.create_task(serve_runs(bus, role, lambda name: clerk(name, "task")))
+    task = asyncio.create_task(serve_runs(bus, role, lambda name: clerk(name, "feedback")))
     for name in ("first", "second"):
         await bus.create_run(name)
         await begin(bus, name)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from resia.events import (
     CandidateAccepted,
     CandidateRejected,
@@ -33,6 +35,7 @@ from resia.events import (
     TestUnsealed,
     TrainingFailed,
     TrainingRequested,
+    TrainingSettings,
 )
 from resia.events.ids import seed_for
 from resia.events.merkle import root
@@ -171,13 +174,13 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         iterations_left=settings.loop.max_iterations - state.iteration,
         tokens_left=settings.loop.token_budget - state.ledger.tokens,
     )
-    training = lever.action == "train_weights"
+    trains = lever.action == "train_weights"
     decision = DecisionMade(
         iteration=state.iteration + 1,
         action=lever.action,
-        reason=f"{lever.reason}; {choice.reason}" if training else lever.reason,
-        rule=f"{lever.rule} {choice.rule}" if training else lever.rule,
-        algorithm=choice.algorithm if training else None,
+        reason=f"{lever.reason}; {choice.reason}" if trains else lever.reason,
+        rule=f"{lever.rule} {choice.rule}" if trains else lever.rule,
+        algorithm=choice.algorithm if trains else None,
         features=features,
         masks=lever.masks | choice.masks,
         scores=choice.scores,
@@ -188,7 +191,9 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         root_from=state.root_to,
         root_to=state.sequence,
     )
-    return [decision, _carry_out(state, request, decision, edits, found)]
+    group_size = max(settings.training.group_size, choice.group_size or 0)
+    training = msgspec.structs.replace(settings.training, group_size=group_size)
+    return [decision, _carry_out(state, training, request.settings.seed, decision, edits, found)]
 
 
 def _root(state: RunState) -> str:
@@ -197,7 +202,12 @@ def _root(state: RunState) -> str:
 
 
 def _carry_out(
-    state: RunState, request: RunRequested, decision: DecisionMade, edits: Sequence[str], found: Evaluation
+    state: RunState,
+    training: TrainingSettings,
+    seed: int,
+    decision: DecisionMade,
+    edits: Sequence[str],
+    found: Evaluation,
 ) -> Event:
     champion, baseline = state.champion, state.baseline
     assert champion is not None  # `_decision` has checked
@@ -209,11 +219,11 @@ def _carry_out(
         return TrainingRequested(
             decision.iteration,
             decision.algorithm,
-            request.settings.training,
+            training,
             champion.candidate.harness,
             champion.candidate.adapter,
             found.id,
-            seed_for(request.settings.seed, "train", decision.iteration),
+            seed_for(seed, "train", decision.iteration),
         )
     return TestUnsealed(champion.candidate, baseline.candidate)
 

@@ -27,7 +27,6 @@ FLIPS = 99_999  # drawn beyond that; the smallest p-value is 1e-5, below alpha_k
 BLOCK = 8192  # flips held in memory at once
 RESAMPLES = 9_999
 TIE = 1e-12  # means closer than this are equal: sums of the same rewards differ in the last bit
-FEEDBACK_STEP = 0.05
 
 _normal = NormalDist()
 
@@ -138,11 +137,6 @@ def bca(values: Floats, tail: float, seed: int) -> Interval:
     levels = [_bca_level(z0, acceleration, _normal.inv_cdf(q)) for q in (tail, 1 - tail)]
     low, high = np.quantile(means, levels)
     return Interval(float(low), float(high))
-
-
-def round_feedback(score: float) -> float:
-    """A validation score as a proposer may see it, to the nearest 0.05: too coarse to climb."""
-    return round(round(score / FEEDBACK_STEP) * FEEDBACK_STEP, 2)
 
 
 def gap_probe(

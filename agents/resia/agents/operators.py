@@ -17,7 +17,6 @@ from resia.events import Component, Example, Harness
 from . import sources
 
 MAX_EXAMPLES = 6
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.3, 1.5
 MAX_NEW_TOKENS = 256
 RETRY_ATTEMPTS = 3
 _replace = msgspec.structs.replace
@@ -141,18 +140,6 @@ def _longer_answers(harness: Harness, domain: Domain, view: SearchView) -> Harne
     return _with_policy(harness, max_new_tokens=max(tokens, min(tokens * 2, MAX_NEW_TOKENS)))
 
 
-def _cooler_sampling(harness: Harness, domain: Domain, view: SearchView) -> Harness:
-    del domain, view
-    warm = harness.retry_policy.temperature
-    return _with_policy(harness, temperature=min(warm, max(round(warm * 0.7, 2), MIN_TEMPERATURE)))
-
-
-def _warmer_sampling(harness: Harness, domain: Domain, view: SearchView) -> Harness:
-    del domain, view
-    cool = harness.retry_policy.temperature
-    return _with_policy(harness, temperature=max(cool, min(round(cool * 1.3, 2), MAX_TEMPERATURE)))
-
-
 _ALL = (
     Operator(
         "demonstrate-neutral",
@@ -209,20 +196,6 @@ _ALL = (
         {"weak": 0.2, "wrong": 0.2, "parse": 0.1},
         "The demonstrations carry the task: cut the instruction to its first line.",
         _shorten_instruction,
-    ),
-    Operator(
-        "cooler-sampling",
-        "retry_policy",
-        {"parse": 0.3, "wrong": 0.2, "weak": 0.1},
-        "Samples stray: lower the temperature.",
-        _cooler_sampling,
-    ),
-    Operator(
-        "warmer-sampling",
-        "retry_policy",
-        {"weak": 0.15, "solved": 0.1},
-        "Samples are alike and not good enough: raise the temperature to find others.",
-        _warmer_sampling,
     ),
 )
 CATALOGUE: dict[str, Operator] = {op.name: op for op in _ALL}

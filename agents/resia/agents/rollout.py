@@ -111,7 +111,7 @@ def _attempts(event: RolloutsRequested, harness: Harness, domain: Domain, ports:
             read = _read(completion, harness, domain, ports)
             turn = _turn(sent, completion, read)
             done[index] = Progress(event.slots[index], (*before, turn), read)
-        todo = [i for i in todo if done[i].read.failure is not None and not event.slots[i].greedy]
+        todo = [i for i in todo if done[i].read.failure is not None]
         if not todo:
             break
     return [done[i] for i in range(len(event.slots))]
@@ -141,7 +141,8 @@ def _complete(
 ) -> list[Completion]:
     """One batch of completions; an engine that fails is asked once more before the shard is given up."""
     policy = harness.retry_policy
-    temperature = 0.0 if slots[0].greedy else policy.temperature
+    # A second try samples even where the first was greedy: the same tokens again would fail again.
+    temperature = 0.0 if slots[0].greedy and not attempt else policy.temperature
     sampling = Sampling(temperature, policy.max_new_tokens, policy.stop)
     seeds = [seed_for(slot.seed, "attempt", attempt) if attempt else slot.seed for slot in slots]
     adapter = ports.blobs.path(event.candidate.adapter) if event.candidate.adapter else None

@@ -4,9 +4,9 @@ In: nothing. Out: plain frozen values and pure functions over them. Imports msgs
 knows nothing of NATS, models, domains or files.
 """
 
-from .blob import INLINE_LIMIT, Blob, Blobs
+from .blob import Blob, Blobs
 from .catalogue import ANCHORS, NAMES, OUTCOMES, TYPES, Event
-from .codec import decode, encode
+from .codec import decode, encode, read
 from .decision import (
     Action,
     CandidateAccepted,
@@ -84,7 +84,6 @@ __all__ = [
     "ANCHORS",
     "COMPONENTS",
     "FORMAT_FAILURES",
-    "INLINE_LIMIT",
     "MODES",
     "NAMES",
     "OUTCOMES",
@@ -163,4 +162,5 @@ __all__ = [
     "decode_harness",
     "decode_trajectory",
     "encode",
+    "read",
 ]

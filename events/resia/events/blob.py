@@ -7,8 +7,6 @@ from typing import Protocol
 
 import msgspec
 
-INLINE_LIMIT = 32 * 1024
-
 
 class Blob(msgspec.Struct, frozen=True):
     """Reference to stored bytes: `digest` is their SHA-256 in hex, `size` in bytes."""

@@ -126,6 +126,46 @@ ANCHORS: dict[type[Event], tuple[str, ...]] = {
     RunFailed: (),
 }
 
+# Who may write what. Permissions keep a role to subjects of its own name; this keeps it to facts of its own kind.
+WRITERS: dict[str, frozenset[type[Event]]] = {
+    "user": frozenset({RunRequested}),
+    "meta": frozenset({HarnessDrafted, DraftFailed}),
+    "task": frozenset(
+        {
+            EvaluationRequested,
+            RolloutsRequested,
+            RolloutRecorded,
+            RolloutFailed,
+            ShardSampled,
+            EvaluationCompleted,
+            KernelSubmitted,
+            ControlRequested,
+            ControlMeasured,
+            ControlFailed,
+        }
+    ),
+    "feedback": frozenset(
+        {
+            CandidateAccepted,
+            CandidateRejected,
+            CandidateUndecided,
+            ProbeAlarmed,
+            DecisionMade,
+            EditRequested,
+            HarnessEdited,
+            EditFailed,
+            TrainingRequested,
+            TestUnsealed,
+            RunCompleted,
+            RunFailed,
+        }
+    ),
+    "trainer": frozenset(
+        {RoundRequested, RolloutsRequested, StepTrained, RoundTrained, AdapterTrained, TrainingFailed}
+    ),
+    "kernel-bench": frozenset({KernelBenchmarked, KernelRejected}),
+}
+
 # Outcomes of `perform`: the envelope's cause is the request they settle.
 OUTCOMES: tuple[type[Event], ...] = (
     HarnessDrafted,

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from . import merkle
-from .catalogue import EVENT_CLASSES, NAMES, TYPES, Event, version_of
+from .catalogue import EVENT_CLASSES, NAMES, TYPES, WRITERS, Event, version_of
 from .envelope import Envelope, Fact
 from .errors import UnreadableEvent
+from .subjects import event_subject
 from .upcasters import UPCASTERS
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -71,6 +72,20 @@ def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
         except (KeyError, TypeError, ValueError, ArithmeticError) as cause:
             raise UnreadableEvent(sequence, f"{wire.type} version {version} does not upcast: {cause!r}") from cause
     return msgspec.json.encode(payload)
+
+
+def read(sequence: int, subject: str, data: bytes) -> Fact:
+    """`decode`, for messages that came over the bus: also refuses what its writer had no right to say.
+
+    The subject is what the server let its writer use; the envelope must say the same, and the role own the type.
+    """
+    fact = decode(sequence, subject, data)
+    envelope, role = fact.envelope, fact.envelope.producer.role
+    if subject != event_subject(envelope.run, role, envelope.type, envelope.id):
+        raise UnreadableEvent(sequence, f"its envelope does not belong on subject '{_clip(subject)}'")
+    if type(fact.event) not in WRITERS.get(role, ()):
+        raise UnreadableEvent(sequence, f"role '{_clip(role)}' does not write {envelope.type}")
+    return fact
 
 
 def _clip(text: str, limit: int = 200) -> str:

@@ -14,8 +14,7 @@ ResiaError
 │   └── AssetError        a download or a corrupt asset
 └── LogError              the log breaks an invariant; nothing is written after it
     ├── UnreadableEvent   a message that is not an event of this catalogue
-    ├── Tampered          a hash, a root or the numbering does not fit
-    └── Nondeterminism    a rule decided differently when replayed
+    └── Tampered          the numbering has a gap
 """
 
 from __future__ import annotations
@@ -105,14 +104,6 @@ class Tampered(LogError):
 
     def __init__(self, sequence: int, why: str) -> None:
         super().__init__(f"event {sequence} does not fit the log: {why}")
-        self.sequence = sequence
-
-
-class Nondeterminism(LogError):
-    """Replaying the rules at event `sequence` gave another result than the log holds."""
-
-    def __init__(self, sequence: int, why: str) -> None:
-        super().__init__(f"event {sequence} was decided differently on replay: {why}")
         self.sequence = sequence
 
 

@@ -40,7 +40,7 @@ class RolloutsRequested(msgspec.Struct, frozen=True):
     """One shard: slots sampled as one batch, because the batch's composition may change low-precision tokens.
 
     `evaluation` is the id of the EvaluationRequested or, for purpose training, of the TrainingRequested;
-    `round` counts training rounds from 0. `last` shard numbers run from 0 to `shards` - 1.
+    `round` counts training rounds from 0. shard numbers run from 0 to `shards` - 1.
     """
 
     evaluation: str

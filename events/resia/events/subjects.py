@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .catalogue import NAMES, TYPES, Event
+from .catalogue import TYPES, Event
 from .errors import UnknownName, UsageError
 
 ROLES = ("user", "meta", "task", "feedback", "trainer", "kernel-bench")
@@ -33,9 +33,9 @@ def all_events(run: str) -> str:
     return f"resia.{run}.>"
 
 
-def of_type(run: str, cls: type[Event]) -> str:
-    """Filter for every event of a class, whoever wrote it."""
-    return f"resia.{run}.*.{NAMES[cls]}.*"
+def of_type(run: str, kind: str) -> str:
+    """Filter for every event of a wire type, whoever wrote it."""
+    return f"resia.{run}.*.{kind}.*"
 
 
 def decision_fence(run: str) -> str:

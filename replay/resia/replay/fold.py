@@ -74,7 +74,7 @@ def _apply(state: RunState, fact: Fact) -> RunState:
     event = fact.event
     match event:
         case RunRequested():
-            return _replace(state, request=event, request_id=fact.envelope.id, status="running")
+            return _replace(state, request=event, status="running")
         case HarnessDrafted():
             return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
         case HarnessEdited():

@@ -119,7 +119,6 @@ class RunState(msgspec.Struct, frozen=True):
     sequence: int = 0
     status: Status = "empty"
     request: RunRequested | None = None
-    request_id: str = ""
     harnesses: Map[str, HarnessDrafted | HarnessEdited] = Map()  # by harness digest
     adapters: Map[str, AdapterTrained] = Map()  # by adapter digest
     evaluations: Map[str, Evaluation] = Map()  # by request id, in no order

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from resia.events.errors import UnknownName, UsageError
 
+from .bus import connect
 from .config import ProcessConfig
 from .process import configure_logs, serve
 from .roles import ROLE_NAMES
 from .server import Access, running_access
-from .store import Store
+from .store import Store, require_run
 
 
 async def attach(role: str, store: Store, cache: Path | None, run: str | None, unsafe_local: bool) -> int:
@@ -23,6 +24,8 @@ async def attach(role: str, store: Store, cache: Path | None, run: str | None, u
     if access is None:
         raise UsageError(f"no server runs over {store.folder}: start a run there, or name a server with --nats URL")
     user, password = access.login(role)
+    if run is not None:
+        await _require(access, run)
     configure_logs()
     config = ProcessConfig(
         url=access.url,
@@ -37,3 +40,11 @@ async def attach(role: str, store: Store, cache: Path | None, run: str | None, u
     )
     await serve(config)
     return 0
+
+
+async def _require(access: Access, run: str) -> None:
+    bus = await connect(access.url, *access.login("user"))
+    try:
+        await require_run(bus, run)
+    finally:
+        await bus.close()

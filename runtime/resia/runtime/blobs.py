@@ -22,7 +22,7 @@ class DirectoryBlobs:
         """Durable when it returns: the bytes and the directory entry are synced before the name appears."""
         blob = Blob(sha256(data), len(data), media)
         path = self._place(blob)
-        if not path.exists():
+        if not self._intact(path, blob):
             with boundary(BlobError, f"store blob {blob.digest[:12]} of {blob.size} bytes in {self._folder}"):
                 _write(path, data)
         return blob
@@ -36,6 +36,11 @@ class DirectoryBlobs:
         if sha256(data) != blob.digest:
             raise BlobError(f"blob {blob.digest[:12]} in {path} does not match its digest: it was changed or damaged")
         return data
+
+    @staticmethod
+    def _intact(path: Path, blob: Blob) -> bool:
+        """Whether the bytes are there already; damaged ones are written again."""
+        return path.exists() and path.stat().st_size == blob.size and sha256(path.read_bytes()) == blob.digest
 
     def path(self, blob: Blob) -> Path:
         self.get(blob)

@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.kv import KeyValue
 
-from resia.events import Draft, Fact, Skipped, decode
+from resia.events import Draft, Fact, Skipped, read
 from resia.events import subjects as names
 from resia.events.errors import BusError, FenceMoved, Tampered, UnreadableEvent, UsageError
 from resia.events.merkle import leaf
@@ -63,9 +63,6 @@ class Work(NamedTuple):
 
     async def in_progress(self) -> None:
         await self.message.in_progress()
-
-    async def retry_later(self, delay_s: float) -> None:
-        await self.message.nak(delay=delay_s)
 
 
 class Bus:
@@ -128,7 +125,8 @@ class Bus:
 
     async def watch_runs(self) -> AsyncIterator[RunEntry]:
         """Every entry, now and whenever one changes."""
-        watcher = await (await self._registry()).watchall()
+        with _bus_errors("watch the registry of runs"):
+            watcher = await (await self._registry()).watchall()
         while True:
             try:
                 update = await watcher.updates(timeout=60)
@@ -154,10 +152,21 @@ class Bus:
         """Number of the last event; Tampered when the stream is not contiguous from 1 or lost messages."""
         with _bus_errors(f"read the log of run '{run}'"):
             state = (await self._js.stream_info(names.stream(run))).state
-        if state.messages and (state.first_seq != 1 or state.last_seq - state.first_seq + 1 != state.messages):
-            raise Tampered(state.first_seq, f"{state.last_seq} events were numbered and {state.messages} are there")
+        if state.messages and state.last_seq != state.messages:
+            missing = await self._first_missing(run, state.first_seq)
+            raise Tampered(missing, f"it is missing, {state.messages} of {state.last_seq} events are there")
         last: int = state.last_seq
         return last
+
+    async def _first_missing(self, run: str, first: int) -> int:
+        """Number of the first event that was numbered and is not there."""
+        if first != 1:
+            return 1
+        subject = f"$JS.API.STREAM.INFO.{names.stream(run)}"
+        reply = await self._client.request(subject, b'{"deleted_details": true}', timeout=ACK_TIMEOUT_S)
+        found = msgspec.json.decode(reply.data, type=dict)
+        lost: list[int] = found["state"].get("deleted") or [first]
+        return min(lost)
 
     def _require_open(self, what: str) -> None:
         if self._client.is_closed:
@@ -266,7 +275,7 @@ class Bus:
         stream = names.stream(run)
         config = api.ConsumerConfig(
             durable_name=role,
-            filter_subjects=[f"resia.{run}.*.{kind}.*" for kind in types],
+            filter_subjects=[names.of_type(run, kind) for kind in types],
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=ACK_WAIT_S,
             max_deliver=-1,
@@ -309,6 +318,8 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
     """A connected bus; UsageError for an address that is none, BusError with what the server said otherwise."""
     if not url.startswith(("nats://", "tls://")):
         raise UsageError(f"'{url[:80]}' is not a server's address: write it as nats://HOST:PORT")
+    scheme, _, rest = url.partition("://")
+    address = f"{scheme}://{rest.rpartition('@')[2]}"  # without a password, for messages
     options: dict[str, Any] = {"user": user, "password": password} if user else {}
     said: list[str] = []
 
@@ -329,15 +340,16 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
         )
     except (OSError, TimeoutError, ValueError, nats.errors.Error) as cause:
         why = said[-1] if said else f"{type(cause).__name__} {cause}".strip()
-        address = url.rpartition("@")[2].removeprefix("nats://")
         raise BusError(
-            f"no event log answers at nats://{address} ({why}): start the server, or check --nats and its user"
+            f"no event log answers at {address} ({why}): start the server, or check --nats and its user"
         ) from cause
     version = client.connected_server_version
     if (version.major, version.minor) < MINIMUM_SERVER:
         await client.close()
         found, needed = f"{version.major}.{version.minor}.{version.patch}", ".".join(map(str, MINIMUM_SERVER))
-        raise BusError(f"the server at {url} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it")
+        raise BusError(
+            f"the server at {address} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it"
+        )
     return Bus(client)
 
 
@@ -379,7 +391,7 @@ def _last_number(text: str) -> int:
 def _fact(message: Msg) -> Fact | Skipped:
     sequence = message.metadata.sequence.stream
     try:
-        return decode(sequence, message.subject, message.data)
+        return read(sequence, message.subject, message.data)
     except UnreadableEvent as cause:
         return Skipped(sequence, leaf(sequence, message.subject, message.data), cause.why)
 

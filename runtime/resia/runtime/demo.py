@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from resia.events import AdapterTrained, Fact, RunSettings, Skipped
+from resia.events import AdapterTrained, Fact, RoundRequested, RunSettings, Skipped
 from resia.replay.digest import digest
 from resia.replay.report import Summary, rows, summary
 from resia.replay.state import RunState
@@ -26,7 +26,7 @@ from .console import View, controls_table, table
 from .reading import load
 from .session import Session, Watch, launch
 from .store import Store
-from .supervisor import Supervisor
+from .supervisor import Died, Supervisor
 from .views import verify_log
 
 RUN = "demo"
@@ -35,8 +35,8 @@ TRAINER = "trainer-1"
 
 SETTINGS: dict[str, Any] = {
     "domain": "denoising",
-    "seed": 7,
-    "loop": {"mode": "W+H", "patience_h": 1, "patience_w": 1, "max_iterations": 6},
+    "seed": 2,
+    "loop": {"mode": "W+H", "patience_h": 1, "patience_w": 1, "max_iterations": 4},
     "selection": {"format_failures_doubles_patience": 1.0},  # one failed edit and the weights have their turn
     "sampling": {"group_size": 6, "shard_size": 36},
     "training": {"rounds": 5, "groups": 2, "group_size": 16},
@@ -66,36 +66,41 @@ def settings() -> RunSettings:
 
 
 class Saboteur:
-    """Kills the trainer once, in the middle of a round, and sees whether the update was finished all the same."""
+    """Kills the trainer once, in the middle of an update, and sees whether the update was finished all the same."""
 
     def __init__(self, view: View) -> None:
         self._view = view
         self._supervisor: Supervisor | None = None
-        self.killed_in = ""  # the run's update under way when the trainer was killed
+        self._killed_in = ""  # the update under way when the trainer was killed
+        self._died = False
         self.recovered = False
 
     def watch(self) -> Watch:
-        return Watch(self.fact, self.live, self._view.died, self.started)
+        return Watch(self.fact, self._view.live, self.died, self.started)
 
     def started(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._view.started(supervisor)
 
-    def live(self, data: dict[str, Any]) -> None:
-        """A round that has begun and not ended is the moment to strike."""
-        self._view.live(data)
-        if data.get("kind") != "round" or data.get("round") != KILL_ROUND or self.killed_in:
-            return
-        pid = self._supervisor.pid(TRAINER) if self._supervisor else None
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            self.killed_in = str(data["training"])
-            self._view.note(f"killed the trainer (process {pid}) in the middle of an update, on purpose")
+    def died(self, died: Died) -> None:
+        self._view.died(died)
+        self._died = self._died or (died.worker == TRAINER and died.code == -signal.SIGKILL)
 
     def fact(self, state: RunState, fact: Fact | Skipped) -> None:
+        """A later round was asked for and has not been trained: now. Then wait for the same update's adapter."""
         self._view.fact(state, fact)
-        if isinstance(fact, Fact) and isinstance(fact.event, AdapterTrained):
-            self.recovered = self.recovered or fact.event.training == self.killed_in
+        event = fact.event if isinstance(fact, Fact) else None
+        if isinstance(event, RoundRequested) and event.round == KILL_ROUND and not self._killed_in:
+            self._strike(event.training)
+        if isinstance(event, AdapterTrained) and event.training == self._killed_in:
+            self.recovered = self._died
+
+    def _strike(self, training: str) -> None:
+        pid = self._supervisor.pid(TRAINER) if self._supervisor else None
+        if pid is not None:
+            self._killed_in = training
+            os.kill(pid, signal.SIGKILL)
+            self._view.note(f"killed the trainer (process {pid}) in the middle of an update, on purpose")
 
 
 async def play(folder: Path, cache: Path | None, fresh: bool) -> tuple[dict[str, Any], int]:

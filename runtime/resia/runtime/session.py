@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resia.events import Fact, RunRequested, RunSettings, Skipped
+from resia.events.codec import MAX_EVENT_BYTES
 from resia.events.errors import BusError, UnknownName, UsageError
 from resia.events.settings import Split
 from resia.replay.state import RunState
@@ -28,7 +29,7 @@ from .worker import Clerk, Follower
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}
 MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
-MAX_ROLLOUTS = 8_000  # about 91 bytes each in an event of at most 1 MB
+SLOT_BYTES = 100  # of an evaluation's event a rollout takes, beside its item's name
 DISK_CHECK_S = 1.0
 SERVER_CHECK_S = 0.5
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
@@ -78,7 +79,7 @@ async def launch(session: Session, watch: Watch) -> RunState:
     Everything but the embedded server's own log survives an interruption at any point: launch again to continue.
     """
     request = _request(session) if session.settings is not None else None
-    session.store.folder.mkdir(parents=True, exist_ok=True)
+    session.store.make()
     async with serving(session.store, port=session.port, share=False) as log:
         bus = await connect(log.access.url, *log.access.login("admin"))
         try:
@@ -130,10 +131,18 @@ def _check_size(settings: RunSettings, items: Mapping[Split, tuple[str, ...]]) -
     """One evaluation must fit an event, and its shards one batch."""
     sampled = len(items["search"]) * settings.sampling.group_size
     greedy = max(len(items["search"]) + len(items["validation"]), len(items["test"]))
-    if sampled + greedy > MAX_ROLLOUTS:
+    longest = max(len(item.encode()) for names in items.values() for item in names)
+    most = MAX_EVENT_BYTES * 9 // 10 // (longest + SLOT_BYTES)
+    if sampled + greedy > most:
         raise UsageError(
-            f"an evaluation would ask for {sampled + greedy} rollouts and one event holds {MAX_ROLLOUTS}: take fewer"
+            f"an evaluation would ask for {sampled + greedy} rollouts and one event holds {most}: take fewer"
             " items, or a smaller sampling.group_size"
+        )
+    fresh = settings.training.groups * settings.training.group_size
+    if fresh + -(-fresh // settings.sampling.shard_size) > BATCH_LIMIT:
+        raise UsageError(
+            f"a training round would ask for {fresh} rollouts and one batch holds {BATCH_LIMIT} events: lower"
+            " training.groups or training.group_size"
         )
     shards = -(-sampled // settings.sampling.shard_size) + -(-greedy // settings.sampling.shard_size)
     if shards > BATCH_LIMIT:

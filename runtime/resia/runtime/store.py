@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from resia.events.errors import UnknownName
+from resia.events.errors import UnknownName, UsageError
 from resia.events.subjects import check_run
 
 from .blobs import DirectoryBlobs
@@ -20,6 +20,15 @@ class Store(NamedTuple):
 
     folder: Path
     nats: str | None = None
+
+    def make(self) -> None:
+        """The folder, where there is none yet; UsageError when it cannot be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise UsageError(
+                f"the store {self.folder} cannot be used ({cause.strerror}): name another folder with --store"
+            ) from None
 
     def blobs(self) -> DirectoryBlobs:
         return DirectoryBlobs(self.folder / "blobs")
@@ -55,7 +64,9 @@ async def serving(store: Store, *, port: int | None = None, share: bool = True) 
 
 @asynccontextmanager
 async def opened(store: Store) -> AsyncIterator[Bus]:
-    """The store's log for reading and administration."""
+    """The store's log for reading and administration; UsageError when there is no such store."""
+    if store.nats is None and not store.folder.is_dir():
+        raise UsageError(f"there is no store at {store.folder}: name the folder of a run with --store")
     async with serving(store) as log:
         bus = await connect(log.access.url, *log.access.login("admin"))
         try:

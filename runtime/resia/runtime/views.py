@@ -61,10 +61,7 @@ def _event_of(log: Log, iteration: int) -> int:
 
 
 def verify_log(log: Log, store: Store) -> Report:
-    """Hashes, numbering, causes and rules of a log, and the bytes of every blob that it names.
-
-    Blobs that inner training rounds left behind may be dropped once a run is sealed; they are told apart by event.
-    """
+    """Hashes, numbering, causes and rules of a log, and the bytes of every blob that it names."""
     from .roles import deciders
 
     report = check(log.facts, deciders())
@@ -161,7 +158,7 @@ async def tail_lines(
             kind = fact.envelope.type if isinstance(fact, Fact) else "unreadable"
             if not types or kind in types:
                 yield _tail_line(fact)
-            if kind in ("run-completed", "run-failed"):
+            if follow and kind in ("run-completed", "run-failed"):
                 return
 
 

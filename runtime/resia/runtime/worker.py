@@ -17,7 +17,7 @@ import structlog
 from resia.events import NAMES, DecisionMade, Draft, Envelope, Event, Fact, Producer, Skipped, encode
 from resia.events import subjects as names
 from resia.events.catalogue import version_of
-from resia.events.errors import FenceMoved
+from resia.events.errors import FenceMoved, ResiaError
 from resia.events.ids import sha256
 from resia.replay.fold import evolve
 from resia.replay.identity import decided, identity, performed
@@ -215,4 +215,13 @@ async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk]) -> 
         async for entry in bus.watch_runs():
             if entry.status == "active" and entry.run not in serving:
                 serving.add(entry.run)
-                group.create_task(Worker(bus, role, clerk_of(entry.run)).serve())
+                group.create_task(_serve_one(Worker(bus, role, clerk_of(entry.run)), entry.run))
+
+
+async def _serve_one(worker: Worker, run: str) -> None:
+    """One run among many: what is wrong with it is logged and harms no other."""
+    try:
+        await worker.serve()
+    except* ResiaError as group:
+        for cause in group.exceptions:
+            _log.error("run given up", run=run, error=str(cause))
