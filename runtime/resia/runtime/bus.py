@@ -27,6 +27,8 @@ from resia.events import subjects as names
 from resia.events.errors import BusError, FenceMoved, Tampered, UnreadableEvent, UsageError
 from resia.events.merkle import leaf
 
+from .protocol import Appended, RunEntry, error_of, headers, last_number
+
 REGISTRY = "resia-runs"
 ACK_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
@@ -35,21 +37,6 @@ ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live on
 APPEND_TRIES = 5
 BATCH_LIMIT = 1000
 _WRONG_LAST_SEQUENCE = 10071
-
-
-class RunEntry(msgspec.Struct, frozen=True):
-    """A run in the registry. `status` is a hint for listing; the log alone says how a run stands."""
-
-    run: str
-    stream: str
-    status: str = "active"
-
-
-class Appended(NamedTuple):
-    """Where a batch ended: sequence of its last event, and whether it had been there before."""
-
-    sequence: int
-    already: bool
 
 
 class Work(NamedTuple):
@@ -197,25 +184,25 @@ class Bus:
     async def _append_once(self, run: str, drafts: Sequence[Draft], fence: int | None) -> Appended:
         batch = secrets.token_hex(12)  # names this attempt on the wire only; no event carries it
         for number, draft in enumerate(drafts[:-1], 1):
-            headers = _headers(run, batch, number, fence if number == 1 else None)
+            fields = headers(run, batch, number, fence if number == 1 else None)
             if number == 1:  # the first member is acknowledged, so a server without batches is noticed at once
-                refusal = _error(await self._request(draft, headers))
+                refusal = error_of(await self._request(draft, fields))
                 if refusal:
                     return await self._refused(run, drafts, fence, refusal)
             else:
-                await self._client.publish(draft.subject, draft.data, headers=headers)
+                await self._client.publish(draft.subject, draft.data, headers=fields)
         if len(drafts) == 1:
-            headers = _headers(run, None, 1, fence)
+            fields = headers(run, None, 1, fence)
         else:
-            headers = {**_headers(run, batch, len(drafts), None), "Nats-Batch-Commit": "1"}
-        reply = await self._request(drafts[-1], headers)
-        refusal = _error(reply)
+            fields = {**headers(run, batch, len(drafts), None), "Nats-Batch-Commit": "1"}
+        reply = await self._request(drafts[-1], fields)
+        refusal = error_of(reply)
         if refusal:
             return await self._refused(run, drafts, fence, refusal)
         return Appended(int(reply["seq"]), False)
 
-    async def _request(self, draft: Draft, headers: dict[str, str]) -> dict[str, Any]:
-        message = await self._client.request(draft.subject, draft.data, timeout=ACK_TIMEOUT_S, headers=headers)
+    async def _request(self, draft: Draft, fields: dict[str, str]) -> dict[str, Any]:
+        message = await self._client.request(draft.subject, draft.data, timeout=ACK_TIMEOUT_S, headers=fields)
         return msgspec.json.decode(message.data, type=dict) if message.data else {}
 
     async def _refused(self, run: str, drafts: Sequence[Draft], fence: int | None, refusal: dict[str, Any]) -> Appended:
@@ -226,7 +213,7 @@ class Bus:
             return Appended(present, True)
         if code == _WRONG_LAST_SEQUENCE:
             if fence is not None:
-                raise FenceMoved(_last_number(text))
+                raise FenceMoved(last_number(text))
             raise BusError(f"append to run '{run}': part of a batch is there and part is not: {text}")
         if "sealed" in text.lower():
             raise BusError(f"run '{run}' is sealed: it takes no more events")
@@ -353,21 +340,6 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
     return Bus(client)
 
 
-def _headers(run: str, batch: str | None, number: int, fence: int | None) -> dict[str, str]:
-    """Expectation and batch membership of one message. Only the first member may carry the fence."""
-    headers = {"Nats-Expected-Last-Subject-Sequence": str(fence or 0)}
-    if fence is not None:
-        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = names.decision_fence(run)
-    if batch is not None:
-        headers |= {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-    return headers
-
-
-def _error(reply: dict[str, Any]) -> dict[str, Any] | None:
-    error: dict[str, Any] | None = reply.get("error")
-    return error
-
-
 async def _next(subscription: Any) -> Msg:
     """The next message, however long it takes: the ordered consumer is made anew by the client when it breaks."""
     while True:
@@ -380,12 +352,6 @@ async def _next(subscription: Any) -> Msg:
                 f"read the log: the server went away and did not come back ({type(cause).__name__})"
             ) from cause
         return message
-
-
-def _last_number(text: str) -> int:
-    """The number at the end of 'wrong last sequence: N'."""
-    tail = text.rsplit(":", 1)[-1].strip()
-    return int(tail) if tail.isdigit() else 0
 
 
 def _fact(message: Msg) -> Fact | Skipped:
