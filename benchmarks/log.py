@@ -22,13 +22,12 @@ import nats
 from nats.aio.client import Client
 
 from benchmarks import machine
-from resia.events import Draft, RunRequested, RunSettings, StepTrained, decode
+from resia.events import Draft, decode
 from resia.events import subjects as names
 from resia.replay.fold import fold
+from resia.runtime.bench import rollouts
 from resia.runtime.bus import BATCH_LIMIT, Bus, connect
-from resia.runtime.resources import package_version
 from resia.runtime.server import Access, EmbeddedServer
-from resia.runtime.worker import Clerk
 
 OURS, PEER = "ours", "client"
 SINGLES_SHARE = 10  # single appends are an order slower: take a tenth of them
@@ -186,17 +185,12 @@ async def _each(groups: list[list[Draft]], write: Callable[[Sequence[Draft], str
 
 
 def _drafts(run: str, count: int) -> list[Draft]:
-    """Events of one kind with a payload of a common size."""
-    step = StepTrained("t" * 26, 0, 0, 0.5, 0.01, 1.0, 0.0, 1.0, 3e-4, 4096, 900.0)
-    clerk = Clerk(run, "trainer", "benchmark", package_version(), time.time)
-    return [clerk.draft(run, 1, step, "benchmark", number) for number in range(count)]
+    """Recorded rollouts, the commonest event of a run."""
+    return rollouts(count, run)[2:]
 
 
 def _fold(events: int) -> float:
-    settings = RunSettings()
-    clerk = Clerk(OURS, "user", "benchmark", package_version(), time.time)
-    genesis = clerk.genesis(RunRequested(settings, settings.digest(), "", "", {}, ()))
-    drafts = [genesis, *_drafts(OURS, events)]
+    drafts = rollouts(events, OURS)
     started = time.perf_counter()
     fold(decode(n, draft.subject, draft.data) for n, draft in enumerate(drafts, 1))
     return len(drafts) / (time.perf_counter() - started)

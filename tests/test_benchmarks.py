@@ -53,14 +53,14 @@ def test_startup_and_overhead_of_one_run(measured, everything, tmp_path):
     started = measured("startup", "--repeats", "1", "--models", "tiny", "--iterations", "1", "--store", str(tmp_path))
     assert min(started["resia_help_s"], started["python_pass_s"], started["import_typer_s"]) > 0
     first = started["first_rollout"]["tiny"]
-    assert first["total_s"] == pytest.approx(first["to_request_s"] + first["from_request_s"], abs=0.02)
+    assert first["total_s"] == pytest.approx(first["to_request_s"] + first["from_request_s"], abs=0.05)
     assert shows(everything, "startup", started) == ["resia --help", "first rollout, tiny model"]
 
     overhead = measured("overhead", "--store", str(tmp_path / "tiny-0"), "--run", "tiny-0")
     run = overhead["runs"]["tiny-random"]
     assert len(run["iterations"]) == 2
     assert all(0 < row["bus_and_log_s"] < row["wall_s"] for row in run["iterations"])
-    assert run["share_highest"] == run["iterations"][1]["share"] == pytest.approx(run["share"], abs=0.0002)
+    assert run["share_highest"] == run["iterations"][1]["share"] == pytest.approx(run["share"], rel=0.02)
     assert shows(everything, "overhead", overhead) == ["bus and log, tiny model"]
 
 

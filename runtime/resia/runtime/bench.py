@@ -28,10 +28,10 @@ BATCH = 500
 SINGLES_SHARE = 10  # single appends are an order slower: take a tenth of them
 
 
-def rollouts(count: int) -> list[Draft]:
+def rollouts(count: int, run: str = RUN) -> list[Draft]:
     """Drafts of `count` recorded rollouts of one evaluation, after the two events that a fold needs before them."""
     settings, blob = RunSettings(), Blob("a" * 64, 900)
-    user, task = (Clerk(RUN, role, "bench", package_version(), time.time) for role in ("user", "task"))
+    user, task = (Clerk(run, role, "bench", package_version(), time.time) for role in ("user", "task"))
     genesis = user.genesis(RunRequested(settings, settings.digest(), "", "", {}, ()))
     asked = task.draft(genesis.id, 1, EvaluationRequested("candidate", 0, Candidate(blob), ()), "bench", 0)
     events: list[Event] = [
