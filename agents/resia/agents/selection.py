@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from resia.events import ALGORITHMS, Action, Algorithm, Landscape, LoopSettings, SelectionSettings
+from resia.events.settings import OFF_POLICY
 
 from .landscape import expected_informative
 
@@ -18,7 +19,6 @@ Objective = Literal["mean", "max"]
 
 ALGORITHM_RULE = "select-algorithm/1"
 LEVER_RULE = "select-lever/1"
-ON_POLICY: frozenset[Algorithm] = frozenset({"ppo_gae", "grpo", "entropic", "reinforce_kl"})
 FALLBACK: tuple[Algorithm, ...] = ("grpo", "best_of_n", "entropic", "ppo_gae", "dpo")
 GRPO_FORECAST = 0.3  # share of informative groups that GRPO's group size is raised to reach
 MAX_GROUP = 64  # group size beyond which more rollouts of one item are not worth their tokens
@@ -148,7 +148,7 @@ def _masks(
             "" if name in built else "not built",
             "" if requested in (None, name) else f"the run asks for {requested}",
             "failed on this champion, and the rollouts are the same" if name in failed and not rollouts_fresh else "",
-            stale if name in ON_POLICY else "",
+            stale if name not in OFF_POLICY else "",
             _unfit(name, landscape, settings),
         )
         if reason := next(filter(None, reasons), ""):

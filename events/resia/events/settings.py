@@ -17,6 +17,8 @@ Split = Literal["search", "validation", "test"]
 Mode = Literal["H", "W", "W+H"]
 Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
+# These learn from recorded rollouts alone; the others need rollouts of the policy that they change.
+OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
 MODES: tuple[Mode, ...] = ("H", "W", "W+H")
 
 Count = Annotated[int, Meta(ge=0)]

@@ -129,6 +129,8 @@ def _request(session: Session) -> RunRequested:
 
 def _check_size(settings: RunSettings, items: Mapping[Split, tuple[str, ...]]) -> None:
     """One evaluation must fit an event, and its shards one batch."""
+    from resia.agents.selection import MAX_GROUP  # numpy comes with it, and readers of this module need none
+
     sampled = len(items["search"]) * settings.sampling.group_size
     greedy = max(len(items["search"]) + len(items["validation"]), len(items["test"]))
     longest = max(len(item.encode()) for names in items.values() for item in names)
@@ -138,10 +140,10 @@ def _check_size(settings: RunSettings, items: Mapping[Split, tuple[str, ...]]) -
             f"an evaluation would ask for {sampled + greedy} rollouts and one event holds {most}: take fewer"
             " items, or a smaller sampling.group_size"
         )
-    fresh = settings.training.groups * settings.training.group_size
+    fresh = settings.training.groups * max(settings.training.group_size, MAX_GROUP)  # the rules may raise it so far
     if fresh + -(-fresh // settings.sampling.shard_size) > BATCH_LIMIT:
         raise UsageError(
-            f"a training round would ask for {fresh} rollouts and one batch holds {BATCH_LIMIT} events: lower"
+            f"a training round may ask for {fresh} rollouts and one batch holds {BATCH_LIMIT} events: lower"
             " training.groups or training.group_size"
         )
     shards = -(-sampled // settings.sampling.shard_size) + -(-greedy // settings.sampling.shard_size)

@@ -25,11 +25,10 @@ from resia.events import (
     TrainingSettings,
 )
 from resia.events.ids import seed_for
+from resia.events.settings import OFF_POLICY
 from resia.replay.state import RunState, Training
 
 DECIDES = (TrainingRequested, ShardSampled, RoundTrained)
-# Off-policy algorithms learn from the recorded rollouts alone; the others ask for fresh ones after each round.
-OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
 
 
 class Plan(NamedTuple):
