@@ -28,7 +28,7 @@ from benchmarks import machine
 from resia.events import Fact
 from resia.events.errors import UsageError
 from resia.runtime.assets import locate
-from resia.runtime.cli import BUDGET, DONE
+from resia.runtime.cli_options import BUDGET, DONE
 from resia.runtime.reading import load
 from resia.runtime.store import Store
 

@@ -22,7 +22,7 @@ from given import clerk, requested
 from resia.events.errors import BusError, UsageError
 from resia.events.subjects import ROLES
 from resia.runtime.bus import connect
-from resia.runtime.server import Access, EmbeddedServer, running_access, server_config
+from resia.runtime.server import READER, Access, EmbeddedServer, running_access, server_config
 from resia.runtime.store import Store, opened, require_run
 
 
@@ -33,7 +33,7 @@ def server(tmp_path):
     made.stop()
 
 
-ACCESS = Access("nats://127.0.0.1:4222", {name: f"secret-{name}" for name in ("admin", *ROLES)})
+ACCESS = Access("nats://127.0.0.1:4222", {name: f"secret-{name}" for name in ("admin", READER, *ROLES)})
 
 
 def users() -> dict[str, dict]:
@@ -57,7 +57,7 @@ def test_a_role_may_write_its_own_events_and_no_one_may_delete_but_admin():
             assert "permissions" not in user
             continue
         publish = user["permissions"]["publish"]
-        assert [s for s in publish if s.startswith("resia.")] == [f"resia.*.{name}.>"]
+        assert [s for s in publish if s.startswith("resia.")] == ([f"resia.*.{name}.>"] if name != READER else [])
         assert not [s for s in publish if any(x in s for x in ("DELETE", "PURGE", "UPDATE", "STREAM.>", "API.>"))]
         assert ">" not in publish
         assert ">" not in user["permissions"]["subscribe"]
@@ -65,7 +65,7 @@ def test_a_role_may_write_its_own_events_and_no_one_may_delete_but_admin():
 
 def test_every_password_is_its_own(server):
     access = server.start()
-    assert set(access.passwords) == {"admin", *ROLES}
+    assert set(access.passwords) == {"admin", READER, *ROLES}
     assert len(set(access.passwords.values())) == len(access.passwords)
     assert all(len(password) >= 32 for password in access.passwords.values())
     assert access.login("nobody") == ("", "")

@@ -7,6 +7,7 @@ knows nothing of NATS, models, domains or files.
 from .blob import Blob, Blobs
 from .catalogue import ANCHORS, NAMES, OUTCOMES, TYPES, Event
 from .codec import decode, encode, read
+from .custom import Namespace
 from .decision import (
     Action,
     CandidateAccepted,
@@ -17,7 +18,7 @@ from .decision import (
     Landscape,
     ProbeAlarmed,
 )
-from .envelope import Draft, Envelope, Fact, Producer, Skipped
+from .envelope import Custom, Draft, Envelope, Fact, Logged, Producer, Skipped
 from .evaluation import (
     FORMAT_FAILURES,
     EvaluationCompleted,
@@ -49,6 +50,7 @@ from .run import (
     ControlMeasured,
     ControlRequested,
     ControlScore,
+    MessageQuarantined,
     Parent,
     RunCompleted,
     RunFailed,
@@ -102,6 +104,7 @@ __all__ = [
     "ControlMeasured",
     "ControlRequested",
     "ControlScore",
+    "Custom",
     "DecisionMade",
     "Draft",
     "DraftFailed",
@@ -124,10 +127,13 @@ __all__ = [
     "KernelRejected",
     "KernelSubmitted",
     "Landscape",
+    "Logged",
     "LoopSettings",
     "Manifest",
     "Message",
+    "MessageQuarantined",
     "Mode",
+    "Namespace",
     "Parent",
     "ProbeAlarmed",
     "Producer",

@@ -22,6 +22,7 @@ from .run import (
     ControlFailed,
     ControlMeasured,
     ControlRequested,
+    MessageQuarantined,
     RunCompleted,
     RunFailed,
     RunRequested,
@@ -67,6 +68,7 @@ Event = (
     | ControlRequested
     | ControlMeasured
     | ControlFailed
+    | MessageQuarantined
     | RunCompleted
     | RunFailed
 )
@@ -105,6 +107,7 @@ TYPES: dict[str, type[Event]] = {
     "control-requested": ControlRequested,
     "control-measured": ControlMeasured,
     "control-failed": ControlFailed,
+    "message-quarantined": MessageQuarantined,
     "run-completed": RunCompleted,
     "run-failed": RunFailed,
 }
@@ -122,6 +125,7 @@ ANCHORS: dict[type[Event], tuple[str, ...]] = {
     AdapterTrained: ("training",),
     TrainingFailed: ("training",),
     TestUnsealed: (),
+    MessageQuarantined: ("sequence",),
     RunCompleted: (),
     RunFailed: (),
 }
@@ -156,6 +160,7 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
             EditFailed,
             TrainingRequested,
             TestUnsealed,
+            MessageQuarantined,
             RunCompleted,
             RunFailed,
         }

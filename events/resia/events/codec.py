@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from . import merkle
-from .catalogue import EVENT_CLASSES, NAMES, TYPES, WRITERS, Event, version_of
-from .envelope import Envelope, Fact
+from .catalogue import EVENT_CLASSES, TYPES, WRITERS, Event, version_of
+from .custom import is_custom, wire_type
+from .envelope import Custom, Envelope, Fact
 from .errors import UnreadableEvent
 from .subjects import event_subject
 from .upcasters import UPCASTERS
@@ -30,26 +31,29 @@ _payload_decoders: dict[str, msgspec.json.Decoder[Event]] = {
 _ENVELOPE_FIELDS = tuple(f.name for f in msgspec.structs.fields(Envelope))
 
 
-def encode(envelope: Envelope, event: Event) -> bytes:
+def encode(envelope: Envelope, event: msgspec.Struct) -> bytes:
     """Wire bytes of one event; the envelope's type must be the event's."""
-    if NAMES[type(event)] != envelope.type:
-        raise ValueError(f"envelope says {envelope.type}, event is {NAMES[type(event)]}")
+    kind, _ = wire_type(type(event))
+    if kind != envelope.type:
+        raise ValueError(f"envelope says {envelope.type}, event is {kind}")
     fields = {name: getattr(envelope, name) for name in _ENVELOPE_FIELDS}
     return _encoder.encode(_Wire(**fields, payload=msgspec.Raw(_encoder.encode(event))))
 
 
-def decode(sequence: int, subject: str, data: bytes) -> Fact:
+def decode(sequence: int, subject: str, data: bytes) -> Fact | Custom:
     """Fact number `sequence` from its stored bytes; raises UnreadableEvent naming what is wrong."""
     try:
         wire = _wire_decoder.decode(data)
+        envelope = Envelope(**{name: getattr(wire, name) for name in _ENVELOPE_FIELDS})
+        leaf = merkle.leaf(sequence, subject, data)
         decoder = _payload_decoders.get(wire.type)
-        if decoder is None:
-            raise UnreadableEvent(sequence, f"unknown type '{_clip(wire.type)}'")
-        event = decoder.decode(_current(sequence, wire))
+        if decoder is not None:
+            return Fact(sequence, leaf, envelope, decoder.decode(_current(sequence, wire)))
+        if is_custom(wire.type):
+            return Custom(sequence, leaf, envelope, msgspec.json.decode(wire.payload, type=dict[str, Any]))
+        raise UnreadableEvent(sequence, f"unknown type '{_clip(wire.type)}'")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
         raise UnreadableEvent(sequence, _clip(str(cause))) from cause
-    envelope = Envelope(**{name: getattr(wire, name) for name in _ENVELOPE_FIELDS})
-    return Fact(sequence, merkle.leaf(sequence, subject, data), envelope, event)
 
 
 def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
@@ -74,7 +78,7 @@ def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
     return msgspec.json.encode(payload)
 
 
-def read(sequence: int, subject: str, data: bytes) -> Fact:
+def read(sequence: int, subject: str, data: bytes) -> Fact | Custom:
     """`decode`, for messages that came over the bus: also refuses what its writer had no right to say.
 
     The subject is what the server let its writer use; the envelope must say the same, and the role own the type.
@@ -83,7 +87,7 @@ def read(sequence: int, subject: str, data: bytes) -> Fact:
     envelope, role = fact.envelope, fact.envelope.producer.role
     if subject != event_subject(envelope.run, role, envelope.type, envelope.id):
         raise UnreadableEvent(sequence, f"its envelope does not belong on subject '{_clip(subject)}'")
-    if type(fact.event) not in WRITERS.get(role, ()):
+    if isinstance(fact, Fact) and type(fact.event) not in WRITERS.get(role, ()):
         raise UnreadableEvent(sequence, f"role '{_clip(role)}' does not write {envelope.type}")
     return fact
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from .catalogue import Event
@@ -51,10 +53,23 @@ class Skipped(msgspec.Struct, frozen=True):
     why: str
 
 
+class Custom(msgspec.Struct, frozen=True):
+    """A fact of a registered namespace outside the core: counted and hashed, and no rule of the core reads it."""
+
+    sequence: int
+    leaf: str
+    envelope: Envelope
+    payload: dict[str, Any]
+
+
+Logged = Fact | Custom | Skipped
+
+
 class Draft(msgspec.Struct, frozen=True):
-    """An event ready to append: subject, id and encoded bytes."""
+    """An event ready to append: subject, id and encoded bytes. Of an outcome only one may stand under its id."""
 
     id: str
     subject: str
     data: bytes
-    event: Event
+    event: msgspec.Struct
+    outcome: bool = False

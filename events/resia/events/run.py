@@ -19,11 +19,15 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """Where a forked run began: the parent's event number and the Merkle root up to it."""
+    """Where a forked run began: its history is the parent's events 1 to `sequence`, whose Merkle root is recorded.
+
+    `iteration` is the parent's decision that is taken anew; 0 in a log of a package that did not name it.
+    """
 
     run: str
     sequence: int
     merkle_root: str
+    iteration: int = 0
 
 
 class RunRequested(msgspec.Struct, frozen=True):
@@ -85,6 +89,17 @@ class ControlFailed(msgspec.Struct, frozen=True):
 
     request: str
     error: str
+
+
+class MessageQuarantined(msgspec.Struct, frozen=True):
+    """Message `sequence` of the stream is no event that its writer may write: every reader skips it, for `why`.
+
+    `leaf` is its hash, so that a later reader knows whether it is still the same message.
+    """
+
+    sequence: int
+    leaf: str
+    why: str
 
 
 class RunCompleted(msgspec.Struct, frozen=True):

@@ -38,6 +38,11 @@ def of_type(run: str, kind: str) -> str:
     return f"resia.{run}.*.{kind}.*"
 
 
+def of_id(run: str, event_id: str) -> str:
+    """Filter for the event of this id, whoever wrote it and whatever its type."""
+    return f"resia.{run}.*.*.{event_id}"
+
+
 def decision_fence(run: str) -> str:
     """The subject filter whose last sequence fences decisions."""
     return f"resia.{run}.feedback.decision-made.*"

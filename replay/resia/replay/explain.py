@@ -15,12 +15,11 @@ from resia.events import (
     Action,
     AdapterTrained,
     DecisionMade,
-    Fact,
     HarnessEdited,
     Landscape,
+    Logged,
     RunCompleted,
     RunFailed,
-    Skipped,
     TrainingFailed,
 )
 from resia.events.errors import UsageError
@@ -68,7 +67,7 @@ def parse_run_ref(text: str) -> RunRef:
     return RunRef(run, int(number))
 
 
-def explain(history: RunState | Iterable[Fact | Skipped], iteration: int) -> Explanation:
+def explain(history: RunState | Iterable[Logged], iteration: int) -> Explanation:
     """Why iteration `iteration` (from 1) decided what it did; raises UsageError when the run has no such iteration."""
     state = history if isinstance(history, RunState) else fold(history)
     found = next((d for d in state.decisions if d.decision.iteration == iteration), None)

@@ -17,6 +17,7 @@ from resia.events import (
     ControlFailed,
     ControlMeasured,
     ControlRequested,
+    Custom,
     DecisionMade,
     DraftFailed,
     EditFailed,
@@ -29,6 +30,8 @@ from resia.events import (
     KernelBenchmarked,
     KernelRejected,
     KernelSubmitted,
+    Logged,
+    MessageQuarantined,
     ProbeAlarmed,
     RolloutFailed,
     RolloutRecorded,
@@ -52,7 +55,7 @@ from .verdicts import apply_verdict, record_failed_trial
 _replace = msgspec.structs.replace
 
 
-def fold(facts: Iterable[Fact | Skipped], state: RunState | None = None) -> RunState:
+def fold(facts: Iterable[Logged], state: RunState | None = None) -> RunState:
     """State after `facts`, from `state` or from nothing."""
     state = state or RunState()
     for fact in facts:
@@ -60,11 +63,13 @@ def fold(facts: Iterable[Fact | Skipped], state: RunState | None = None) -> RunS
     return state
 
 
-def evolve(state: RunState, fact: Fact | Skipped) -> RunState:
-    """State after one more fact. A skipped message counts in the numbering and the roots, and changes nothing."""
+def evolve(state: RunState, fact: Logged) -> RunState:
+    """State after one more fact. A skipped or custom message counts in numbering and roots, and changes nothing."""
     base: dict[str, Any] = {"sequence": fact.sequence, "leaves": state.leaves.set(fact.sequence, fact.leaf)}
     if isinstance(fact, Skipped):
         return _replace(state, **base, skipped=(*state.skipped, fact.sequence))
+    if isinstance(fact, Custom):
+        return _replace(state, **base)
     if isinstance(fact.event, OUTCOMES) and fact.envelope.cause is not None:
         base["settled"] = state.settled.set(fact.envelope.cause, None)
     return _apply(_replace(state, **base), fact)
@@ -106,7 +111,7 @@ def _apply(state: RunState, fact: Fact) -> RunState:
             return _replace(state, ending=event, status="failed")
         case DraftFailed() | EditRequested() | RolloutsRequested():
             return state
-        case KernelSubmitted() | KernelBenchmarked() | KernelRejected():
+        case KernelSubmitted() | KernelBenchmarked() | KernelRejected() | MessageQuarantined():
             return state
         case _:
             assert_never(event)

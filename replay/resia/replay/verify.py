@@ -16,10 +16,13 @@ from resia.events import (
     NAMES,
     OUTCOMES,
     Blob,
+    Custom,
     DecisionMade,
     Event,
     Fact,
     KernelSubmitted,
+    Logged,
+    MessageQuarantined,
     RolloutFailed,
     RolloutRecorded,
     RoundRequested,
@@ -37,10 +40,24 @@ from .fold import evolve
 from .identity import decided, identity
 from .state import RunState
 
-Kind = Literal["numbering", "unreadable", "run", "id", "cause", "basis", "root", "after-end", "nondeterminism", "blob"]
+Kind = Literal[
+    "numbering",
+    "unreadable",
+    "quarantine",
+    "run",
+    "id",
+    "cause",
+    "basis",
+    "root",
+    "after-end",
+    "nondeterminism",
+    "blob",
+]
 Decide = Callable[[RunState, Fact], Sequence[Event]]
 # Facts that `perform` writes: inputs of a replay, not results of a rule.
-PERFORMED = frozenset({*OUTCOMES, RolloutRecorded, RolloutFailed, StepTrained, KernelSubmitted} - {TrainingFailed})
+PERFORMED = frozenset(
+    {*OUTCOMES, RolloutRecorded, RolloutFailed, StepTrained, KernelSubmitted, MessageQuarantined} - {TrainingFailed}
+)
 # What a rule raises on a history that it could not have been given.
 _RULE_ERRORS = (LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, StopIteration)
 VALUE_CHARS = 120
@@ -66,7 +83,7 @@ class Report(msgspec.Struct, frozen=True):
         return self.problems[0] if self.problems else None
 
 
-def check(facts: Iterable[Fact | Skipped], decide_by_role: Mapping[str, Decide] | None = None) -> Report:
+def check(facts: Iterable[Logged], decide_by_role: Mapping[str, Decide] | None = None) -> Report:
     """Read a whole log once. With `decide_by_role` every decided event of those roles is decided again."""
     checker = _Checker(decide_by_role or {})
     for fact in facts:
@@ -101,23 +118,28 @@ class _Checker:
         self._state = RunState()
         self._states: dict[int, RunState] = {0: self._state}
         self._by_id: dict[str, Fact] = {}
+        self._ids: dict[str, int] = {}  # of custom facts too
         self._leaves: dict[int, str] = {}
         self._problems: list[Problem] = []
         self._run: str | None = None
         self._end: int | None = None
+        self._unreadable: dict[int, Skipped] = {}
         self._batch: list[Fact] = []
         self._events = 0
 
-    def take(self, fact: Fact | Skipped) -> None:
+    def take(self, fact: Logged) -> None:
         self._events += 1
         expected = self._state.sequence + 1
         if fact.sequence != expected:
             self._found(fact.sequence, "numbering", f"the number should be {expected}")
-        if isinstance(fact, Skipped):
-            self._found(fact.sequence, "unreadable", fact.why)
-            self._close_batch()
-        else:
+        if isinstance(fact, Fact):
             self._check(fact)
+        else:
+            self._close_batch()
+        if isinstance(fact, Skipped):
+            self._unreadable[fact.sequence] = fact
+        elif isinstance(fact, Custom):
+            self._check_id(fact)
         self._state = evolve(self._state, fact)
         self._leaves[fact.sequence] = fact.leaf
         if self._deciders:
@@ -125,6 +147,8 @@ class _Checker:
 
     def report(self) -> Report:
         self._close_batch()
+        for skipped in self._unreadable.values():
+            self._found(skipped.sequence, "unreadable", skipped.why)
         problems = tuple(sorted(self._problems, key=lambda problem: problem.sequence))
         return Report(self._events, digest(self._state), problems)
 
@@ -139,18 +163,32 @@ class _Checker:
             self._found(fact.sequence, "after-end", why)
         if isinstance(fact.event, RunCompleted | RunFailed) and self._end is None:
             self._end = fact.sequence
+        if isinstance(fact.event, MessageQuarantined):
+            self._check_quarantine(fact.sequence, fact.event)
         self._gather(fact)
         self._by_id.setdefault(fact.envelope.id, fact)
 
-    def _check_envelope(self, fact: Fact) -> None:
+    def _check_quarantine(self, sequence: int, event: MessageQuarantined) -> None:
+        """A message that is quarantined is accounted for, and no problem; one that can be read must not be."""
+        skipped = self._unreadable.pop(event.sequence, None)
+        if skipped is None or skipped.leaf != event.leaf:
+            self._found(sequence, "quarantine", f"message {event.sequence} is not the one that it quarantines")
+
+    def _check_id(self, fact: Fact | Custom) -> None:
         envelope, sequence = fact.envelope, fact.sequence
         self._run = self._run or envelope.run
         if envelope.run != self._run:
             self._found(sequence, "run", f"it is of run '{envelope.run}', the log is of run '{self._run}'")
-        if envelope.id in self._by_id:
-            self._found(sequence, "id", f"id {envelope.id} is event {self._by_id[envelope.id].sequence}'s")
+        if envelope.id in self._ids:
+            self._found(sequence, "id", f"id {envelope.id} is event {self._ids[envelope.id]}'s")
+        self._ids.setdefault(envelope.id, sequence)
+
+    def _check_envelope(self, fact: Fact) -> None:
+        self._check_id(fact)
+        envelope, sequence = fact.envelope, fact.sequence
         cause = self._by_id.get(envelope.cause) if envelope.cause is not None else None
-        if envelope.cause is None and not (isinstance(fact.event, RunRequested) and not self._by_id):
+        first = isinstance(fact.event, RunRequested) and not self._by_id
+        if envelope.cause is None and not (first or isinstance(fact.event, MessageQuarantined)):
             self._found(sequence, "cause", f"nothing caused this {envelope.type}, and it is not the run's first event")
         elif envelope.cause is not None and cause is None:
             self._found(sequence, "cause", f"its cause {envelope.cause} is no earlier event")

@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.kv import KeyValue
 
-from resia.events import Draft, Fact, Skipped, read
+from resia.events import Draft, Logged, Skipped, read
 from resia.events import subjects as names
 from resia.events.errors import BusError, FenceMoved, Tampered, UnreadableEvent, UsageError
 from resia.events.merkle import leaf
@@ -42,7 +42,7 @@ _WRONG_LAST_SEQUENCE = 10071
 class Work(NamedTuple):
     """One delivered message of a role's durable: the event and the handle to acknowledge it."""
 
-    fact: Fact | Skipped
+    fact: Logged
     message: Msg
 
     async def ack(self) -> None:
@@ -167,6 +167,8 @@ class Bus:
     async def append(self, run: str, drafts: Sequence[Draft], fence: int | None = None) -> Appended:
         """Append `drafts` as one atomic batch; doing it again changes nothing.
 
+        A batch that ends with the outcome of a request is appended only while no outcome of that request, of whatever
+        type, is there: of two workers that performed it and disagree, the first is heard. `already` is then true.
         `fence` is the sequence of the last decision the caller has folded (0: none); when another decision stands
         there FenceMoved is raised. A lost acknowledgement is retried: the expectations make that safe.
         """
@@ -184,7 +186,8 @@ class Bus:
     async def _append_once(self, run: str, drafts: Sequence[Draft], fence: int | None) -> Appended:
         batch = secrets.token_hex(12)  # names this attempt on the wire only; no event carries it
         for number, draft in enumerate(drafts[:-1], 1):
-            fields = headers(run, batch, number, fence if number == 1 else None)
+            first = (fence, _guard(run, drafts)) if number == 1 else ()
+            fields = headers(run, batch, number, *first)
             if number == 1:  # the first member is acknowledged, so a server without batches is noticed at once
                 refusal = error_of(await self._request(draft, fields))
                 if refusal:
@@ -192,9 +195,9 @@ class Bus:
             else:
                 await self._client.publish(draft.subject, draft.data, headers=fields)
         if len(drafts) == 1:
-            fields = headers(run, None, 1, fence)
+            fields = headers(run, None, 1, fence, _guard(run, drafts))
         else:
-            fields = {**headers(run, batch, len(drafts), None), "Nats-Batch-Commit": "1"}
+            fields = {**headers(run, batch, len(drafts)), "Nats-Batch-Commit": "1"}
         reply = await self._request(drafts[-1], fields)
         refusal = error_of(reply)
         if refusal:
@@ -208,7 +211,8 @@ class Bus:
     async def _refused(self, run: str, drafts: Sequence[Draft], fence: int | None, refusal: dict[str, Any]) -> Appended:
         """Sort a refusal: committed before, fence moved, or an error."""
         code, text = refusal.get("err_code"), str(refusal.get("description", refusal))
-        present = await self._find(run, drafts[0].subject)  # a batch is whole or absent, so its first speaks for it
+        # A batch is whole or absent, so its first member speaks for it, or the outcome that it ends with.
+        present = await self._find(run, _guard(run, drafts) or drafts[0].subject)
         if present is not None:
             return Appended(present, True)
         if code == _WRONG_LAST_SEQUENCE:
@@ -230,7 +234,7 @@ class Bus:
 
     # -- read -------------------------------------------------------------------------------------------------
 
-    async def read(self, run: str, after: int = 0, follow: bool = False) -> AsyncIterator[Fact | Skipped]:
+    async def read(self, run: str, after: int = 0, follow: bool = False) -> AsyncIterator[Logged]:
         """Facts in order from number `after` + 1: up to the present end, or for ever with `follow`.
 
         Uses an ephemeral consumer of its own. Raises Tampered when a number is missing.
@@ -354,7 +358,12 @@ async def _next(subscription: Any) -> Msg:
         return message
 
 
-def _fact(message: Msg) -> Fact | Skipped:
+def _guard(run: str, drafts: Sequence[Draft]) -> str | None:
+    """The filter on which nothing may exist yet, where it is not the first draft's own subject."""
+    return names.of_id(run, drafts[-1].id) if drafts[-1].outcome else None
+
+
+def _fact(message: Msg) -> Logged:
     sequence = message.metadata.sequence.stream
     try:
         return read(sequence, message.subject, message.data)

@@ -6,7 +6,6 @@ with --json standard output holds one JSON object a line.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,7 +15,24 @@ import typer
 
 from resia.events.errors import ResiaError, UnknownName, UsageError
 
-DONE, FAILED, USAGE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+from . import cli_fork, cli_log, cli_worker
+from .cli_options import (
+    BUDGET,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    STORE,
+    USAGE,
+    CacheOption,
+    Interrupted,
+    JsonOption,
+    NatsOption,
+    StoreOption,
+    emit,
+    run_async,
+    say,
+    show,
+)
 
 app = typer.Typer(
     name="resia",
@@ -30,18 +46,8 @@ assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
-
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the embedded log, blobs and worker logs.")]
-NatsOption = Annotated[
-    str | None, typer.Option("--nats", help="An external NATS server instead, nats://user:pass@host.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
-CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pulled assets.")]
-STORE = Path(".resia")
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM while a command ran. Typer would end quietly on KeyboardInterrupt."""
+for group in (cli_fork, cli_log, cli_worker):
+    group.register(app)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -49,58 +55,21 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = app(args=args, standalone_mode=False)
     except UsageError as cause:
-        _say(str(cause))
+        say(str(cause))
         return USAGE
     except ResiaError as cause:
-        _say(str(cause))
+        say(str(cause))
         return FAILED
     except (Interrupted, KeyboardInterrupt, typer.Abort):
-        _say("interrupted: nothing is lost, a run goes on with resia run --resume RUN")
+        say("interrupted: nothing is lost, a run goes on with resia run --resume RUN")
         return INTERRUPTED
     except BrokenPipeError:
         return DONE  # the reader of our output has seen enough
     except typer.TyperException as cause:
         text = cause.format_message()
-        sys.stderr.write(f"{text}\n") if text.startswith("Usage:") else _say(text)
+        sys.stderr.write(f"{text}\n") if text.startswith("Usage:") else say(text)
         return USAGE
     return result if isinstance(result, int) else DONE
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"resia: {text}\n")
-
-
-def _emit(value: object) -> None:
-    """One JSON line on standard output."""
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
-    sys.stdout.flush()
-
-
-def _run_async(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end. A group of errors is reported by its first, and Ctrl-C stops the workers in order."""
-    import signal
-
-    async def stoppable() -> Any:
-        task = asyncio.ensure_future(work)
-        for name in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(name, task.cancel)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            raise Interrupted from None
-
-    try:
-        return asyncio.run(stoppable())
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
-
-
-def _first(cause: BaseException) -> BaseException:
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    return cause
 
 
 @app.command()
@@ -164,12 +133,12 @@ def _watched(session: Any, json: bool) -> int:
 
     view = View(session.run)
     with view.showing():
-        state = _run_async(launch(session, view.watch()))
+        state = run_async(launch(session, view.watch()))
     result = summary(state)
     view.console.print(table(rows(state), view.console.width))
     view.console.print(f"{result.status}: {result.reason}", highlight=False, markup=False, soft_wrap=True)
     if json:
-        _emit({"run": session.run, **_plain(result)})
+        emit({"run": session.run, **_plain(result)})
     return _exit_code(state)
 
 
@@ -201,8 +170,8 @@ def demo(
 
 
 def _run_async_result(work: Coroutine[Any, Any, tuple[object, int]]) -> int:
-    line, code = _run_async(work)
-    _emit(line)
+    line, code = run_async(work)
+    emit(line)
     return int(code)
 
 
@@ -219,7 +188,7 @@ def replay(
     from .store import Store
     from .views import replay_view
 
-    return _show(replay_view(Store(store, nats), run, at, verify), json)
+    return show(replay_view(Store(store, nats), run, at, verify), json)
 
 
 @app.command()
@@ -234,7 +203,7 @@ def status(
     from .views import runs_view, status_view
 
     there = Store(store, nats)
-    return _show(status_view(there, run) if run else runs_view(there), json)
+    return show(status_view(there, run) if run else runs_view(there), json)
 
 
 @app.command()
@@ -248,7 +217,7 @@ def explain(
     from .store import Store
     from .views import explain_view
 
-    return _show(explain_view(Store(store, nats), ref), json)
+    return show(explain_view(Store(store, nats), ref), json)
 
 
 @app.command()
@@ -264,22 +233,7 @@ def diff(
     from .store import Store
     from .views import diff_view
 
-    return _show(diff_view(Store(store, nats), run, a, b), json)
-
-
-def _show(view: Coroutine[Any, Any, Any], json: bool) -> int:
-    """Print a view: its JSON lines, or its text."""
-    shown = _run_async(view)
-    if json:
-        for line in shown.lines:
-            _emit(line)
-    else:
-        from rich.console import Console
-
-        console = Console()
-        for part in shown.parts:
-            console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
-    return int(shown.code)
+    return show(diff_view(Store(store, nats), run, a, b), json)
 
 
 @app.command()
@@ -303,29 +257,13 @@ def tail(
     async def print_all() -> None:
         async for fact, line in tail_lines(Store(store, nats), run, follow, frozenset(type_ or [])):
             if json:
-                _emit(fact)
+                emit(fact)
             else:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
 
-    _run_async(print_all())
+    run_async(print_all())
     return DONE
-
-
-@app.command()
-def worker(
-    role: Annotated[str, typer.Argument(help="meta, task, feedback or trainer.")],
-    store: StoreOption = STORE,
-    nats: NatsOption = None,
-    cache: CacheOption = None,
-    run: Annotated[str | None, typer.Option("--run", help="Serve this run only.")] = None,
-    unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
-) -> int:
-    """Add one more process to a role of the runs that are active on a server."""
-    from .attach import attach
-    from .store import Store
-
-    return int(_run_async(attach(role, Store(store, nats), cache, run, unsafe_local)))
 
 
 @assets_app.command("pull")
@@ -338,9 +276,9 @@ def assets_pull(
     from . import assets
 
     for name in names or [asset.name for asset in assets.catalogue()]:
-        path = assets.pull(name, _say, cache)
+        path = assets.pull(name, say, cache)
         if json:
-            _emit({"asset": name, "path": str(path)})
+            emit({"asset": name, "path": str(path)})
     return DONE
 
 
@@ -352,7 +290,7 @@ def assets_list(cache: CacheOption = None, json: JsonOption = False) -> int:
     for asset in assets.catalogue():
         path = assets.locate(asset.name, cache)
         if json:
-            _emit({"asset": asset.name, "path": str(path) if path else None})
+            emit({"asset": asset.name, "path": str(path) if path else None})
         else:
             sys.stdout.write(f"{asset.name}  {path or 'not pulled: resia assets pull ' + asset.name}\n")
     return DONE
@@ -366,9 +304,9 @@ def bench_log(
     """Durable appends and folds a second on this machine."""
     from .bench import log
 
-    result = _run_async(log(events))
+    result = run_async(log(events))
     if json:
-        _emit(result)
+        emit(result)
     else:
         sys.stdout.write("".join(f"{name:24} {value:>12,.0f}\n" for name, value in result.items()))
     return DONE

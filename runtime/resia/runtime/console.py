@@ -18,9 +18,10 @@ from rich.text import Text
 
 from resia.events import (
     AdapterTrained,
+    Custom,
     DecisionMade,
     EvaluationCompleted,
-    Fact,
+    Logged,
     RoundTrained,
     Skipped,
     StepTrained,
@@ -55,11 +56,13 @@ class View:
         del supervisor
         self.note(f"run {self._run}: workers start")
 
-    def fact(self, state: RunState, fact: Fact | Skipped) -> None:
+    def fact(self, state: RunState, fact: Logged) -> None:
         """Remember the state; in a plain terminal also say what happened."""
         self._state = state
         if isinstance(fact, Skipped):
             self.note(f"event {fact.sequence} is not one of ours and was skipped: {fact.why}")
+            return
+        if isinstance(fact, Custom):
             return
         event = fact.event
         if isinstance(event, StepTrained):

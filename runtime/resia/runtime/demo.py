@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from resia.events import AdapterTrained, Fact, RoundRequested, RunSettings, Skipped
+from resia.events import AdapterTrained, Fact, Logged, RoundRequested, RunSettings
 from resia.replay.digest import digest
 from resia.replay.report import Summary, rows, summary
 from resia.replay.state import RunState
@@ -86,7 +86,7 @@ class Saboteur:
         self._view.died(died)
         self._died = self._died or (died.worker == TRAINER and died.code == -signal.SIGKILL)
 
-    def fact(self, state: RunState, fact: Fact | Skipped) -> None:
+    def fact(self, state: RunState, fact: Logged) -> None:
         """A later round was asked for and has not been trained: now. Then wait for the same update's adapter."""
         self._view.fact(state, fact)
         event = fact.event if isinstance(fact, Fact) else None

@@ -27,11 +27,16 @@ class Appended(NamedTuple):
     already: bool
 
 
-def headers(run: str, batch: str | None, number: int, fence: int | None) -> dict[str, str]:
-    """Expectation and batch membership of one message. Only the first member may carry the fence."""
+def headers(
+    run: str, batch: str | None, number: int, fence: int | None = None, guard: str | None = None
+) -> dict[str, str]:
+    """Expectation and batch membership of one message. Only the first member may carry the fence, or the filter
+    `guard` on which nothing may exist; without either nothing may exist on the message's own subject."""
     fields = {"Nats-Expected-Last-Subject-Sequence": str(fence or 0)}
     if fence is not None:
         fields["Nats-Expected-Last-Subject-Sequence-Subject"] = names.decision_fence(run)
+    elif guard is not None:
+        fields["Nats-Expected-Last-Subject-Sequence-Subject"] = guard
     if batch is not None:
         fields |= {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
     return fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from resia.events import Fact, Skipped
+from resia.events import Logged
 from resia.events.errors import UsageError
 from resia.replay.fold import fold
 from resia.replay.state import RunState
@@ -17,7 +17,7 @@ class Log(NamedTuple):
     """A run's log as it stands: every fact in order."""
 
     run: str
-    facts: tuple[Fact | Skipped, ...]
+    facts: tuple[Logged, ...]
 
     def at(self, sequence: int | None = None) -> RunState:
         """State after event `sequence` (None: the last); UsageError when there is no such event."""

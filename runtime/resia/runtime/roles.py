@@ -79,7 +79,7 @@ def _feedback(resources: Resources, live_of: LiveOf) -> Role:
     def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
         return proposing.edit(state, fact, resources.domain(_request(state)), resources.blobs)
 
-    return Role("feedback", feedback.DECIDES, feedback.decide, (EditRequested,), perform)
+    return Role("feedback", feedback.DECIDES, feedback.decide, (EditRequested,), perform, quarantines=True)
 
 
 def _trainer(resources: Resources, live_of: LiveOf) -> Role:

@@ -27,6 +27,7 @@ from resia.events.subjects import ROLES
 from .lifeline import die_with_parent
 
 READY_S = 30.0
+READER = "reader"  # who may look and write nothing
 ACCESS, LOCK = "access.json", "lock"
 _WORKERS = tuple(role for role in ROLES if role != "user")
 _READ = (
@@ -73,7 +74,7 @@ class EmbeddedServer:
         _refuse_taken(port)
         self._lock = self._take_lock()
         (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there
-        access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", *ROLES)})
+        access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", READER, *ROLES)})
         _write_private(self._config, server_config(access, port, self._folder / "store"))
         self._launch(port)
         _write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
@@ -188,6 +189,13 @@ def server_config(access: Access, port: int, store: Path) -> str:
             "permissions": {"publish": [*_READ, "resia.*.user.>"], "subscribe": ["_INBOX.>", "resia-live.>"]},
         },
     ]
+    users.append(
+        {
+            "user": READER,
+            "password": access.passwords[READER],
+            "permissions": {"publish": list(_READ), "subscribe": ["_INBOX.>", "resia-live.>"]},
+        }
+    )
     for role in _WORKERS:
         publish = [*_READ, f"resia.*.{role}.>", f"resia-live.*.{role}"]
         users.append(

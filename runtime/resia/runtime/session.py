@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resia.events import Fact, RunRequested, RunSettings, Skipped
+from resia.events import Fact, Logged, RunRequested, RunSettings
 from resia.events.codec import MAX_EVENT_BYTES
 from resia.events.errors import BusError, UnknownName, UsageError
 from resia.events.settings import Split
@@ -42,7 +42,7 @@ def _ignore(*_: object) -> None:
 class Watch(NamedTuple):
     """What a session tells whoever watches; every field may do nothing."""
 
-    fact: Callable[[RunState, Fact | Skipped], None] = _ignore
+    fact: Callable[[RunState, Logged], None] = _ignore
     live: Callable[[dict[str, Any]], None] = _ignore
     died: Callable[[Died], None] = _ignore
     started: Callable[[Supervisor], None] = _ignore
@@ -174,7 +174,7 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
     supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
     ended = asyncio.Event()
 
-    def on_fact(state: RunState, fact: Fact | Skipped) -> None:
+    def on_fact(state: RunState, fact: Logged) -> None:
         watch.fact(state, fact)
         if state.ending is not None:
             ended.set()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from rich.console import Console, RenderableType
 
-from resia.events import Fact, Harness, Skipped, decode_harness
+from resia.events import Custom, Fact, Harness, Logged, Skipped, decode_harness
 from resia.events.errors import BlobError, UsageError
 from resia.replay.diff import Diff, diff
 from resia.replay.digest import digest
@@ -155,17 +155,17 @@ async def tail_lines(
     async with opened(store) as bus:
         await require_run(bus, run)
         async for fact in bus.read(run, follow=follow):
-            kind = fact.envelope.type if isinstance(fact, Fact) else "unreadable"
+            kind = "unreadable" if isinstance(fact, Skipped) else fact.envelope.type
             if not types or kind in types:
                 yield _tail_line(fact)
             if follow and kind in ("run-completed", "run-failed"):
                 return
 
 
-def _tail_line(fact: Fact | Skipped) -> tuple[dict[str, Any], str]:
+def _tail_line(fact: Logged) -> tuple[dict[str, Any], str]:
     if isinstance(fact, Skipped):
         return {"sequence": fact.sequence, "unreadable": fact.why}, f"{fact.sequence:6}  unreadable: {fact.why}"
-    event = msgspec.to_builtins(fact.event)
+    event = fact.payload if isinstance(fact, Custom) else msgspec.to_builtins(fact.event)
     line = {"sequence": fact.sequence, **msgspec.to_builtins(fact.envelope), "payload": event}
     who = fact.envelope.producer
     return line, f"{fact.sequence:6}  {who.role:8}  {fact.envelope.type:20}  {_brief(event)}"

@@ -10,33 +10,50 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 
-from resia.events import NAMES, DecisionMade, Draft, Envelope, Event, Fact, Producer, Skipped, encode
+from resia.events import (
+    NAMES,
+    Custom,
+    DecisionMade,
+    Draft,
+    Envelope,
+    Event,
+    Fact,
+    Logged,
+    MessageQuarantined,
+    Producer,
+    Skipped,
+    encode,
+)
 from resia.events import subjects as names
-from resia.events.catalogue import version_of
-from resia.events.errors import FenceMoved, ResiaError
+from resia.events.custom import wire_type
+from resia.events.errors import BusError, FenceMoved, ResiaError
 from resia.events.ids import sha256
 from resia.replay.fold import evolve
-from resia.replay.identity import decided, identity, performed
+from resia.replay.identity import decided, identity, is_outcome, performed
 from resia.replay.state import RunState
 
 from .bus import ACK_WAIT_S, Bus, Work
+from .lineage import origin
 
 DECIDE_TRIES = 8
 _log = structlog.get_logger()
 
 Decide = Callable[[RunState, Fact], Sequence[Event]]
-Perform = Callable[[RunState, Fact], Iterator[Sequence[Event]]]
+Perform = Callable[[RunState, Any], Iterator[Sequence[msgspec.Struct]]]
 
 
 class Role(NamedTuple):
     """What a kind of worker does: the events it decides on, the requests it performs, and how.
 
     `perform` yields batches of events, each appended as one before it goes on; the last one settles the request.
-    It runs in a thread of its own, one at a time.
+    It runs in a thread of its own, one at a time. It is given a Fact, or a Custom for a type of `also`, the wire types
+    outside the core that are performed. `durable` names the consumer that the role's processes share. One role of a
+    run `quarantines`: it records which messages are no events.
     """
 
     name: str
@@ -44,9 +61,18 @@ class Role(NamedTuple):
     decide: Decide
     performs: tuple[type[Event], ...] = ()
     perform: Perform | None = None
+    also: tuple[str, ...] = ()
+    durable: str = ""
+    quarantines: bool = False
 
     def types(self) -> list[str]:
-        return [NAMES[cls] for cls in (*self.decides, *self.performs)]
+        return [*dict.fromkeys(NAMES[cls] for cls in (*self.decides, *self.performs)), *self.also]
+
+    def decides_on(self, fact: Fact | Custom) -> bool:
+        return isinstance(fact, Fact) and type(fact.event) in self.decides
+
+    def performs_on(self, fact: Fact | Custom) -> bool:
+        return fact.envelope.type in self.also or (isinstance(fact, Fact) and type(fact.event) in self.performs)
 
 
 class Follower:
@@ -57,10 +83,11 @@ class Follower:
         self._moved = asyncio.Condition()
         self.state = RunState()
 
-    async def follow(self, on_fact: Callable[[RunState, Fact | Skipped], None] | None = None) -> None:
+    async def follow(self, on_fact: Callable[[RunState, Logged], None] | None = None) -> None:
         """Fold until the run has ended. `on_fact` sees each event with the state after it."""
+        state = await origin(self._bus, self._run)
         async for fact in self._bus.read(self._run, follow=True):
-            self.state = evolve(self.state, fact)
+            self.state = state = evolve(state, fact)
             if on_fact is not None:
                 on_fact(self.state, fact)
             async with self._moved:
@@ -84,24 +111,27 @@ class Clerk(NamedTuple):
     package: str
     now: Callable[[], float]
 
-    def drafts(self, fact: Fact, basis: int, events: Sequence[Event], handler: str, first: int = 0) -> list[Draft]:
+    def drafts(
+        self, fact: Fact | Custom, basis: int, events: Sequence[msgspec.Struct], handler: str, first: int = 0
+    ) -> list[Draft]:
         """Drafts of `events` caused by `fact`; ordinals count from `first`."""
         return [
             self.draft(fact.envelope.id, basis, event, handler, ordinal) for ordinal, event in enumerate(events, first)
         ]
 
-    def genesis(self, event: Event) -> Draft:
+    def genesis(self, event: msgspec.Struct) -> Draft:
         """The first event of a run, which nothing caused."""
         return self.draft(None, 0, event, f"{self.role}.genesis", 0)
 
-    def draft(self, cause: str | None, basis: int, event: Event, handler: str, ordinal: int) -> Draft:
+    def draft(self, cause: str | None, basis: int, event: msgspec.Struct, handler: str, ordinal: int) -> Draft:
         """The `ordinal`-th event that `handler` writes for `cause`, under the id derived from them."""
-        kind = NAMES[type(event)]
+        kind, version = wire_type(type(event))
         id_ = identity(self.run, cause, event, handler, ordinal)
         producer = Producer(self.role, self.worker, self.package)
         trace = f"00-{sha256(self.run.encode())[:32]}-{id_[:16]}-01"
-        envelope = Envelope(id_, self.run, kind, version_of(kind), cause, basis, producer, self.now(), trace)
-        return Draft(id_, names.event_subject(self.run, self.role, kind, id_), encode(envelope, event), event)
+        envelope = Envelope(id_, self.run, kind, version, cause, basis, producer, self.now(), trace)
+        subject = names.event_subject(self.run, self.role, kind, id_)
+        return Draft(id_, subject, encode(envelope, event), event, is_outcome(event, handler))
 
 
 class Worker:
@@ -111,15 +141,29 @@ class Worker:
         self._bus, self._role, self._clerk = bus, role, clerk
         self._follower = Follower(bus, clerk.run)
         self._log = _log.bind(role=clerk.role, worker=clerk.worker, run=clerk.run)
+        self._quarantining: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Work until the run has ended. Raises what breaks; the process that runs this is restarted."""
         async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._follower.follow())
+            reader = group.create_task(self._follower.follow(self._quarantine if self._role.quarantines else None))
             work = group.create_task(self._work())
             await self._until_ended()
-            for task in (reader, work):
+            for task in (reader, work, *self._quarantining):
                 task.cancel()
+
+    def _quarantine(self, state: RunState, fact: Logged) -> None:
+        """Record a message that is no event; whoever records it first, it stands there once."""
+        if isinstance(fact, Skipped) and state.ending is None:
+            task = asyncio.get_running_loop().create_task(self._append_quarantine(fact))
+            self._quarantining.add(task)
+            task.add_done_callback(self._quarantining.discard)
+
+    async def _append_quarantine(self, skipped: Skipped) -> None:
+        try:
+            await self._bus.append(self._clerk.run, [_quarantine_draft(self._clerk, skipped)])
+        except BusError as cause:  # the log says so too, only later: the next reader tries again
+            self._log.warning("not quarantined", sequence=skipped.sequence, error=str(cause))
 
     async def _until_ended(self) -> None:
         sequence = 0
@@ -127,7 +171,7 @@ class Worker:
             sequence = state.sequence + 1
 
     async def _work(self) -> None:
-        async for work in self._bus.work(self._clerk.run, self._role.name, self._role.types()):
+        async for work in self._bus.work(self._clerk.run, self._role.durable or self._role.name, self._role.types()):
             started = self._clerk.now()
             async with _heartbeat(work):
                 outcome = await self._handle(work.fact)
@@ -141,16 +185,15 @@ class Worker:
             if self._follower.state.ending is not None:
                 return
 
-    async def _handle(self, fact: Fact | Skipped) -> str:
+    async def _handle(self, fact: Logged) -> str:
         state = await self._follower.reached(fact.sequence)
         if isinstance(fact, Skipped):
             self._log.warning("skipped", sequence=fact.sequence, why=fact.why)
             return "skipped"
         if state.ending is not None:
             return "run has ended"
-        kind = type(fact.event)
-        decided = await self._decide(fact) if kind in self._role.decides else 0
-        performed = await self._perform(fact) if kind in self._role.performs else 0
+        decided = await self._decide(fact) if isinstance(fact, Fact) and self._role.decides_on(fact) else 0
+        performed = await self._perform(fact) if self._role.performs_on(fact) else 0
         return f"{fact.envelope.type}: {decided} decided, {performed} performed"
 
     async def _decide(self, fact: Fact) -> int:
@@ -169,7 +212,7 @@ class Worker:
             return len(events)
         raise FenceMoved(self._follower.state.sequence)
 
-    async def _perform(self, fact: Fact) -> int:
+    async def _perform(self, fact: Fact | Custom) -> int:
         # An effect is dear and may have been recorded already, after a crash say: look at the log's very end first.
         state = await self._follower.reached(await self._bus.last_sequence(self._clerk.run))
         if fact.envelope.id in state.settled or self._role.perform is None:
@@ -182,6 +225,11 @@ class Worker:
                 await self._bus.append(self._clerk.run, drafts)
             done += len(events)
         return done
+
+
+def _quarantine_draft(clerk: Clerk, skipped: Skipped) -> Draft:
+    event = MessageQuarantined(skipped.sequence, skipped.leaf, skipped.why)
+    return clerk.draft(None, skipped.sequence, event, f"{clerk.role}.quarantine", 0)
 
 
 def _fence(state: RunState, events: Sequence[Event]) -> int | None:
