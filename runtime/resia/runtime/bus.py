@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -52,6 +52,14 @@ class Work(NamedTuple):
         await self.message.in_progress()
 
 
+class Heard(NamedTuple):
+    """One core message: stored nowhere, heard by whoever listens. `reply` is empty where no answer is awaited."""
+
+    subject: str
+    reply: str
+    data: bytes
+
+
 class Bus:
     """A connection. Create with `connect`; every method raises BusError when the server cannot do its part."""
 
@@ -81,6 +89,8 @@ class Bus:
             retention=api.RetentionPolicy.LIMITS,
             storage=api.StorageType.FILE,
             discard=api.DiscardPolicy.NEW,
+            max_msgs_per_subject=1,  # a second message on an event's subject is refused, whoever sends it
+            discard_new_per_subject=True,
             duplicate_window=1.0,  # the expectation on an event's own subject is what deduplicates, for ever
             deny_delete=True,
             deny_purge=True,
@@ -287,6 +297,39 @@ class Bus:
                     continue
                 for message in messages:
                     yield Work(_fact(message), message)
+        finally:
+            with suppress(nats.errors.Error, asyncio.TimeoutError):
+                await subscription.unsubscribe()
+
+    # -- plain messages: the server's own services -----------------------------------------------------------------
+
+    def inbox(self) -> str:
+        """A fresh subject that only this connection will be told of, under the prefix that every user may listen on."""
+        inbox: str = self._client.new_inbox()
+        return inbox
+
+    async def request(self, subject: str, data: bytes = b"", timeout: float = ACK_TIMEOUT_S) -> bytes:
+        """The first answer to `data` on `subject`; BusError when none comes in `timeout` seconds or nobody listens."""
+        with _bus_errors(f"ask {subject}"):
+            answer: bytes = (await self._client.request(subject, data, timeout=timeout)).data
+        return answer
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        """Send `data` to whoever listens on `subject`; nothing says whether anybody did."""
+        with _bus_errors(f"send to {subject}"):
+            await self._client.publish(subject, data, reply)
+
+    @asynccontextmanager
+    async def listen(self, subject: str) -> AsyncIterator[AsyncIterator[Heard]]:
+        """Messages on `subject` from the moment the context is entered: the server knows of the interest by then.
+
+        `async with bus.listen(s) as heard: await bus.publish(...); async for message in heard: ...`
+        """
+        with _bus_errors(f"listen on {subject}"):
+            subscription = await self._client.subscribe(subject)
+            await self._client.flush(ACK_TIMEOUT_S)
+        try:
+            yield (Heard(message.subject, message.reply, message.data) async for message in subscription.messages)
         finally:
             with suppress(nats.errors.Error, asyncio.TimeoutError):
                 await subscription.unsubscribe()

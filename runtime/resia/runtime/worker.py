@@ -141,29 +141,32 @@ class Worker:
         self._bus, self._role, self._clerk = bus, role, clerk
         self._follower = Follower(bus, clerk.run)
         self._log = _log.bind(role=clerk.role, worker=clerk.worker, run=clerk.run)
-        self._quarantining: set[asyncio.Task[None]] = set()
+        self._foreign: asyncio.Queue[Skipped] = asyncio.Queue()
 
     async def serve(self) -> None:
         """Work until the run has ended. Raises what breaks; the process that runs this is restarted."""
         async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._follower.follow(self._quarantine if self._role.quarantines else None))
-            work = group.create_task(self._work())
+            tasks = [
+                group.create_task(self._follower.follow(self._note_foreign if self._role.quarantines else None)),
+                group.create_task(self._work()),
+                group.create_task(self._quarantine()),
+            ]
             await self._until_ended()
-            for task in (reader, work, *self._quarantining):
+            for task in tasks:
                 task.cancel()
 
-    def _quarantine(self, state: RunState, fact: Logged) -> None:
-        """Record a message that is no event; whoever records it first, it stands there once."""
+    def _note_foreign(self, state: RunState, fact: Logged) -> None:
         if isinstance(fact, Skipped) and state.ending is None:
-            task = asyncio.get_running_loop().create_task(self._append_quarantine(fact))
-            self._quarantining.add(task)
-            task.add_done_callback(self._quarantining.discard)
+            self._foreign.put_nowait(fact)
 
-    async def _append_quarantine(self, skipped: Skipped) -> None:
-        try:
-            await self._bus.append(self._clerk.run, [_quarantine_draft(self._clerk, skipped)])
-        except BusError as cause:  # the log says so too, only later: the next reader tries again
-            self._log.warning("not quarantined", sequence=skipped.sequence, error=str(cause))
+    async def _quarantine(self) -> None:
+        """Record each message that is no event; whoever records it first, it stands there once."""
+        while True:
+            skipped = await self._foreign.get()
+            try:
+                await self._bus.append(self._clerk.run, [_quarantine_draft(self._clerk, skipped)])
+            except BusError as cause:  # nothing waits for it, and the next process to read the log tries again
+                self._log.warning("not quarantined", sequence=skipped.sequence, error=str(cause))
 
     async def _until_ended(self) -> None:
         sequence = 0
