@@ -11,6 +11,7 @@ from scripted import Tape
 from given import BLOB
 from histories import MANIFEST, World, play, run_request
 from resia.events import (
+    ALGORITHMS,
     AdapterTrained,
     Blob,
     Candidate,
@@ -30,7 +31,9 @@ from resia.replay.fold import evolve, fold
 from resia.runtime.worker import Clerk
 from resia.trainers.decider import OFF_POLICY, decide, plan
 
-SETTINGS = TrainingSettings(rounds=3, groups=2, group_size=4, bon_rounds=3, bon_steps=6, steps_per_round=2)
+SETTINGS = TrainingSettings(
+    rounds=3, groups=2, group_size=4, bon_rounds=3, bon_steps=6, dpo_rounds=3, dpo_steps=6, steps_per_round=2
+)
 NEXT = Blob("b" * 64, 5)
 OPTIMIZER = Blob("c" * 64, 5)
 
@@ -123,9 +126,10 @@ def test_seeds_of_fresh_rollouts_differ_between_rounds_and_not_between_runs():
     assert [s.seed for a in again.when(trained(again.training, 0)) for s in a.slots] == seeds[0]
 
 
-def test_after_a_round_an_off_policy_algorithm_goes_on_with_the_same_rollouts():
-    given_ = Given("best_of_n")
-    (event,) = given_.when(trained(given_.training, 0, "best_of_n"))
+@pytest.mark.parametrize("algorithm", sorted(OFF_POLICY))
+def test_after_a_round_an_off_policy_algorithm_goes_on_with_the_same_rollouts(algorithm):
+    given_ = Given(algorithm)
+    (event,) = given_.when(trained(given_.training, 0, algorithm))
     assert isinstance(event, RoundRequested)
     assert (event.round, event.steps, event.rollouts) == (1, 2, given_.search)
     assert (event.adapter, event.optimizer) == (NEXT, OPTIMIZER)
@@ -182,7 +186,7 @@ def test_some_lost_rollouts_leave_the_others_to_learn_from():
     assert event.rollouts == (kept.envelope.id,)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "best_of_n"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_last_round_makes_the_adapter(algorithm):
     given_ = Given(algorithm, adapter=OPTIMIZER)
     given_.then(*(trained(given_.training, n, algorithm) for n in range(2)))
@@ -219,17 +223,19 @@ def test_nothing_is_decided_before_a_run_is_requested():
     assert decide(tape.state, fact) == []
 
 
-def test_the_plan_of_best_of_n_cuts_its_steps_into_rounds():
+def test_the_plan_of_an_off_policy_algorithm_cuts_its_steps_into_rounds():
     assert plan("best_of_n", TrainingSettings(bon_steps=20, bon_rounds=4)) == (4, 5, 20)
+    assert plan("dpo", TrainingSettings(dpo_steps=7, dpo_rounds=3)) == (3, 3, 7)
     assert plan("best_of_n", TrainingSettings(bon_steps=2, bon_rounds=4)) == (2, 1, 2)
-    assert plan("grpo", TrainingSettings(rounds=8, steps_per_round=1)) == (8, 1, 8)
-    assert "grpo" not in OFF_POLICY
+    for algorithm in set(ALGORITHMS) - OFF_POLICY:
+        assert plan(algorithm, TrainingSettings(rounds=8, steps_per_round=1)) == (8, 1, 8)
 
 
 @settings(max_examples=200, deadline=None)
-@given(steps=st.integers(1, 60), rounds=st.integers(1, 12))
-def test_the_plan_of_best_of_n_takes_its_steps_and_no_more(steps, rounds):
-    found = plan("best_of_n", TrainingSettings(bon_steps=steps, bon_rounds=rounds))
+@given(steps=st.integers(1, 60), rounds=st.integers(1, 12), algorithm=st.sampled_from(sorted(OFF_POLICY)))
+def test_the_plan_of_an_off_policy_algorithm_takes_its_steps_and_no_more(steps, rounds, algorithm):
+    chosen = TrainingSettings(bon_steps=steps, bon_rounds=rounds, dpo_steps=steps, dpo_rounds=rounds)
+    found = plan(algorithm, chosen)
     assert found.rounds <= rounds
     taken = [found.steps(number) for number in range(found.rounds)]
     assert sum(taken) == steps

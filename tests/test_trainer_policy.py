@@ -7,29 +7,37 @@ import hashlib
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from trainer_given import SETTINGS, batch, random_rollouts, tiny_model, tiny_policy
+from trainer_given import SETTINGS, again, batch, finish, gradient, random_rollouts, tiny_model, tiny_policy
 
+from resia.events import ALGORITHMS
 from resia.events.errors import TrainerError
 from resia.trainers import policy as policy_module
-from resia.trainers.adapter import AdapterInfo, adapter_info, export_peft
+from resia.trainers.adapter import VALUE_HEAD, AdapterInfo, adapter_info, export_peft, without_value_head
 from resia.trainers.batch import Row
+from resia.trainers.gradient import prepare
 from resia.trainers.objectives import OBJECTIVES
 from resia.trainers.packing import pad, shared_prefix
 from resia.trainers.policy import Policy
-from resia.trainers.rounds import backward, micro_batches_of, train_round
+from resia.trainers.rounds import train_round
 
 torch = pytest.importorskip("torch")
+CRITICS = {"ppo_gae"}
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return tiny_policy()
 
 
 @pytest.fixture(scope="module")
 def exact() -> Policy:
     return tiny_policy(exact=True, hidden=32)
+
+
+@pytest.fixture(scope="module")
+def critic() -> Policy:
+    return tiny_policy(exact=True, hidden=32, values=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +50,6 @@ def model_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     return [row for sample in batch(random_rollouts(3)).samples for row in sample.turns]
-
-
-def gradient(policy: Policy) -> np.ndarray:
-    return np.concatenate([policy.weights[name].grad.double().numpy().ravel() for name in sorted(policy.weights)])
 
 
 def scored(policy: Policy, padded) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +71,7 @@ def plain_logprobs(policy: Policy, row: Row) -> np.ndarray:
 
 
 def test_logprobs_equal_whole_forward_passes_in_float64(exact, rows):
-    padded = pad(rows, np.ones(len(rows)))
+    padded = pad(rows)
     assert len(padded.prefix_P) == 11
     found_B_T, _ = scored(exact, padded)
     assert found_B_T.dtype == np.float64
@@ -78,22 +82,22 @@ def test_logprobs_equal_whole_forward_passes_in_float64(exact, rows):
 
 
 def test_a_shared_prefix_changes_neither_values_nor_gradient(policy, rows):
-    whole, apart = scored(policy, pad(rows, np.ones(len(rows)))), scored(policy, pad(rows, np.ones(len(rows)), 0))
+    whole, apart = scored(policy, pad(rows)), scored(policy, pad(rows, 0))
     assert shared_prefix(rows) > 0
     np.testing.assert_allclose(whole[0], apart[0], atol=1e-5)
     np.testing.assert_allclose(whole[1], apart[1], atol=1e-5 * np.abs(apart[1]).max())
 
 
 def test_padding_changes_nothing(exact, rows):
-    alone = [scored(exact, pad([row], np.ones(1))) for row in rows]
-    together = scored(exact, pad(rows, np.ones(len(rows))))
+    alone = [scored(exact, pad([row])) for row in rows]
+    together = scored(exact, pad(rows))
     for b, (values, _) in enumerate(alone):
         np.testing.assert_allclose(together[0][b, : values.shape[1]], values[0], atol=1e-12)
     np.testing.assert_allclose(together[1], sum(grad for _, grad in alone), atol=1e-10)
 
 
 def test_chunks_of_the_head_change_nothing(exact, rows, monkeypatch):
-    padded = pad(rows, np.ones(len(rows)))
+    padded = pad(rows)
     whole = scored(exact, padded)
     monkeypatch.setattr(policy_module, "HEAD_CHUNK", 5)
     chunked = scored(exact, padded)
@@ -101,33 +105,33 @@ def test_chunks_of_the_head_change_nothing(exact, rows, monkeypatch):
     np.testing.assert_allclose(chunked[1], whole[1], atol=1e-10)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "best_of_n"])
-def test_micro_batches_add_up_to_the_whole_batch(exact, algorithm):
-    selection = OBJECTIVES[algorithm].select(batch(random_rollouts(5, groups=3)), SETTINGS)
-    found = []
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_micro_batches_add_up_to_the_whole_batch(exact, critic, algorithm):
+    policy, made = critic if algorithm in CRITICS else exact, batch(random_rollouts(5, groups=3))
+    counts, passes, gradients = [], [], []
     for budget in (1, 30, 10_000):
-        exact.model.zero_grad()
-        micro_batches = micro_batches_of(selection, budget)
-        found.append((len(micro_batches), backward(exact, OBJECTIVES[algorithm], selection, micro_batches, SETTINGS)))
-        found[-1] += (gradient(exact),)
-    counts, passes, gradients = zip(*found, strict=True)
-    assert counts[0] == len(selection.rows) > counts[2]
+        chosen = replace(SETTINGS, micro_tokens=budget)
+        work = prepare(policy, OBJECTIVES[algorithm], made, chosen)
+        passes.append(again(policy, algorithm, work, chosen))
+        gradients.append(gradient(policy))
+        counts.append(len(work.micro_batches))
+    assert counts[0] == len(work.selection.rows) > counts[2]
     for one, grad in zip(passes[1:], gradients[1:], strict=True):
         np.testing.assert_allclose(one, passes[0], atol=1e-10)
         np.testing.assert_allclose(grad, gradients[0], atol=1e-10)
 
 
 def test_a_fresh_adapter_is_the_base_and_depends_on_its_seed_alone(model_dir, rows):
-    loaded = [Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=seed) for seed in (7, 7, 8)]
+    loaded = [Policy.load(model_dir, "float32", 1, SETTINGS, "base", seed=seed) for seed in (7, 7, 8)]
     one, again, other = (policy.adapter_bytes() for policy in loaded)
     assert one == again != other
     with torch.no_grad():
-        ours = loaded[0].logprobs(pad(rows, np.ones(len(rows))))
+        ours = loaded[0].logprobs(pad(rows))
         with loaded[0].model.disable_adapter():
-            base = loaded[0].logprobs(pad(rows, np.ones(len(rows))))
+            base = loaded[0].logprobs(pad(rows))
     assert torch.equal(ours, base)
     state = torch.random.get_rng_state()
-    Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=9)
+    Policy.load(model_dir, "float32", 1, SETTINGS, "base", seed=9)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -148,14 +152,14 @@ def test_only_the_adapter_is_trained(policy):
 
 
 def test_a_bfloat16_base_has_a_float32_adapter(model_dir, rows):
-    low = Policy.load(model_dir, "bfloat16", 2, SETTINGS, "base", seed=1)
+    low = Policy.load(model_dir, "bfloat16", 1, SETTINGS, "base", seed=1)
     assert {weight.dtype for weight in low.weights.values()} == {torch.float32}
     assert low.model.dtype == torch.bfloat16
-    values, grad = scored(low, pad(rows, np.ones(len(rows))))
+    values, grad = scored(low, pad(rows))
     assert np.isfinite(grad).all()
     assert np.abs(grad).max() > 0
-    high = Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=1)
-    np.testing.assert_allclose(values, scored(high, pad(rows, np.ones(len(rows))))[0], atol=0.2)
+    high = Policy.load(model_dir, "float32", 1, SETTINGS, "base", seed=1)
+    np.testing.assert_allclose(values, scored(high, pad(rows))[0], atol=0.2)
 
 
 def test_the_adapter_file_has_pefts_names_and_equal_bytes(policy, model_dir):
@@ -165,7 +169,7 @@ def test_the_adapter_file_has_pefts_names_and_equal_bytes(policy, model_dir):
     expected = get_peft_model_state_dict(policy.model, save_embedding_layers=False)
     assert set(policy.weights) == set(expected)
     assert adapter_info(data) == AdapterInfo(4, 8, policy.info.target_modules, "base")
-    other = Policy.load(model_dir, "float32", 2, SETTINGS, "base", adapter=data)
+    other = Policy.load(model_dir, "float32", 1, SETTINGS, "base", adapter=data)
     assert hashlib.sha256(other.adapter_bytes()).digest() == hashlib.sha256(data).digest()
 
 
@@ -214,7 +218,7 @@ def test_a_truncated_or_foreign_file_is_refused(policy):
 
 def test_a_model_folder_that_is_not_there_is_a_trainer_error(tmp_path):
     with pytest.raises(TrainerError, match="the base model in nowhere cannot be loaded"):
-        Policy.load(tmp_path / "nowhere", "float32", 2, SETTINGS, "base")
+        Policy.load(tmp_path / "nowhere", "float32", 1, SETTINGS, "base")
 
 
 def test_a_model_that_changes_its_logits_is_refused():
@@ -235,27 +239,95 @@ def rounds(policy: Policy, steps: list[int], algorithm="best_of_n"):
     """Rounds of so many steps, each from the files of the one before; the last round's result."""
     made, result = batch(random_rollouts(9)), None
     for count in steps:
-        run = train_round(policy, made, algorithm, SETTINGS, count, result and result.optimizer, lambda: 0.0)
-        while True:
-            try:
-                next(run)
-            except StopIteration as stop:
-                result = stop.value
-                break
-        policy.set_adapter(result.adapter, 0)
+        optimizer = result and result.optimizer
+        _, result = finish(train_round(policy, made, algorithm, SETTINGS, count, optimizer, lambda: 0.0))
+        policy.set_adapter(result.adapter, 0, values=algorithm in CRITICS)
     return result
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "best_of_n"])
+def fresh(model_dir, algorithm="best_of_n") -> Policy:
+    policy = Policy.load(model_dir, "float32", 1, SETTINGS, "base")
+    policy.set_adapter(None, 3, values=algorithm in CRITICS)
+    return policy
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_two_fresh_runs_give_equal_files(model_dir, algorithm):
-    results = [rounds(Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=3), [2], algorithm) for _ in range(2)]
+    results = [rounds(fresh(model_dir, algorithm), [2, 1], algorithm) for _ in range(2)]
     assert results[0] == results[1]
 
 
-def test_rounds_through_files_equal_one_round(model_dir):
-    whole = rounds(Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=3), [3])
-    parts = rounds(Policy.load(model_dir, "float32", 2, SETTINGS, "base", seed=3), [1, 2])
+@pytest.mark.parametrize("algorithm", ["best_of_n", "dpo", "reinforce_kl", "grpo", "entropic"])
+def test_rounds_through_files_equal_one_round(model_dir, algorithm):
+    """On one batch; PPO takes its advantages anew every round."""
+    whole = rounds(fresh(model_dir, algorithm), [3], algorithm)
+    parts = rounds(fresh(model_dir, algorithm), [1, 2], algorithm)
     assert (parts.adapter, parts.optimizer) == (whole.adapter, whole.optimizer)
+
+
+def head(policy: Policy) -> dict[str, list]:
+    return {name: policy.weights[name].tolist() for name in sorted(VALUE_HEAD & policy.weights.keys())}
+
+
+def test_the_value_head_travels_with_the_adapter(model_dir):
+    """It begins as 0, is trained and restored with it, and is left out or begun again where the algorithm changes."""
+    policy = fresh(model_dir, "ppo_gae")
+    assert not np.any(policy.weights["value_head.weight"].tolist())
+    result = rounds(policy, [2], "ppo_gae")
+    learned = head(policy)
+    assert np.all(learned["value_head.weight"])
+    other = Policy.load(model_dir, "float32", 1, SETTINGS, "base", adapter=result.adapter)
+    assert not other.has_values
+    assert other.adapter_bytes() == without_value_head(result.adapter)
+    other.set_adapter(result.adapter, 0, values=True)
+    assert head(other) == learned
+    assert other.adapter_bytes() == result.adapter
+    other.set_adapter(without_value_head(result.adapter), 0, values=True)
+    assert not np.any(other.weights["value_head.weight"].tolist())
+    made = batch(random_rollouts(9))
+    _, again_ = finish(train_round(policy, made, "ppo_gae", SETTINGS, 1, result.optimizer, lambda: 0.0))
+    assert again_.adapter != result.adapter
+
+
+def test_a_value_head_is_there_exactly_where_it_is_needed(policy):
+    made, ppo = batch(random_rollouts(9)), tiny_policy(layers=1, values=True)
+    with pytest.raises(TrainerError, match="ppo_gae on a policy without a value head"):
+        next(train_round(policy, made, "ppo_gae", SETTINGS, 1, None, lambda: 0.0))
+    with pytest.raises(TrainerError, match="dpo on a policy with a value head"):
+        next(train_round(ppo, made, "dpo", SETTINGS, 1, None, lambda: 0.0))
+
+
+def test_what_samples_sees_no_value_head(model_dir, tmp_path):
+    """Neither PEFT, which would warn of it, nor this project's engine, whose layers are the same with and without."""
+    from peft import PeftModel
+
+    from resia.runtime.engines.lora import read_lora
+
+    policy = tiny_policy(values=True)
+    data, plain = policy.adapter_bytes(), without_value_head(policy.adapter_bytes())
+    assert len(data) > len(plain)
+    export_peft(data, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == plain
+    theirs = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter").eval()
+    ids = torch.arange(1, 17)[None, :]
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, policy.model(ids).logits)
+    linears = {name: module for name, module in tiny_model().named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = []
+    for name, content in (("whole", data), ("plain", plain)):
+        (tmp_path / name).write_bytes(content)
+        layers.append(read_lora(tmp_path / name, linears, "base"))
+    assert layers[0].keys() == layers[1].keys() != set()
+    for name, factors in layers[0].items():
+        assert all(torch.equal(a, b) for a, b in zip(factors, layers[1][name], strict=True))
+
+
+def test_a_reference_that_does_not_fit_is_refused_and_nothing_changes(policy):
+    other, before = tiny_policy(layers=1).adapter_bytes(), policy.adapter_bytes()
+    run = train_round(policy, batch(random_rollouts(9)), "dpo", SETTINGS, 1, None, lambda: 0.0, other)
+    with pytest.raises(TrainerError, match="the adapter lacks tensor"):
+        next(run)
+    assert policy.adapter_bytes() == before
 
 
 def test_an_optimiser_state_of_other_weights_is_refused(policy):

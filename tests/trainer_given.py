@@ -1,4 +1,4 @@
-"""Rollouts and tiny models that the trainer's tests start from. Token ids need no tokenizer."""
+"""Rollouts, tiny models and single passes that the trainer's tests start from. Token ids need no tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 
 from resia.events import TrainingSettings, Trajectory, Turn
 from resia.trainers.batch import Batch, Rollout, batch_of
+from resia.trainers.objectives import OBJECTIVES
+from resia.trainers.packing import pad
 
 CONTEXT = 128
 VOCABULARY = 264
@@ -75,14 +77,17 @@ def tiny_model(vocabulary: int = VOCABULARY, hidden: int = 128, layers: int = 2,
     return model
 
 
-def tiny_policy(seed: int = 1, spread: float = 0.05, settings: TrainingSettings = SETTINGS, **shape):
-    """Policy over a tiny model; `spread` moves LoRA's B away from 0, so that every weight has a gradient."""
+def tiny_policy(
+    seed: int = 1, spread: float = 0.05, settings: TrainingSettings = SETTINGS, values: bool = False, **shape
+):
+    """Policy over a tiny model; `spread` moves LoRA's B and the value head away from 0, so that every weight has a
+    gradient."""
     import torch
 
     from resia.trainers.policy import Policy
 
     policy = Policy(tiny_model(**shape), settings, "base")
-    policy.set_adapter(None, seed)
+    policy.set_adapter(None, seed, values=values)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in sorted(policy.weights):
@@ -90,3 +95,52 @@ def tiny_policy(seed: int = 1, spread: float = 0.05, settings: TrainingSettings 
             if policy.model.dtype == torch.float64:
                 policy.weights[name].data = policy.weights[name].data.double()
     return policy
+
+
+def near_policy(policy, rollouts, spread: float = 0.15, seed: int = 0) -> Batch:
+    """The rollouts with behaviour log-probabilities around the policy's own, so that some ratios are clipped."""
+    import torch
+
+    rng, made = np.random.default_rng(seed), batch(rollouts)
+    samples = []
+    for sample in made.samples:
+        rows = []
+        for row in sample.turns:
+            with torch.no_grad():
+                own = policy.logprobs(pad([row]))[0].double().numpy()
+            old = np.minimum(own + rng.normal(0, spread, len(own)), 0.0)
+            rows.append(row._replace(logprobs=tuple(old.tolist())))
+        samples.append(sample._replace(turns=tuple(rows)))
+    return Batch(tuple(samples))
+
+
+def one_pass(policy, algorithm, made: Batch, chosen: TrainingSettings = SETTINGS, reference: bytes | None = None):
+    """(work, gradient) of one pass over `made`; what is left on the weights replaces the pass before."""
+    from resia.trainers.gradient import prepare
+
+    work = prepare(policy, OBJECTIVES[algorithm], made, chosen, reference)
+    return work, again(policy, algorithm, work, chosen)
+
+
+def again(policy, algorithm, work, chosen: TrainingSettings = SETTINGS):
+    """Another pass over prepared work."""
+    from resia.trainers.gradient import backward
+
+    for weight in policy.weights.values():
+        weight.grad = None
+    return backward(policy, OBJECTIVES[algorithm], work, chosen)
+
+
+def gradient(policy) -> np.ndarray:
+    """What the last pass left on the weights, one after another."""
+    return np.concatenate([policy.weights[name].grad.double().numpy().ravel() for name in sorted(policy.weights)])
+
+
+def finish(run):
+    """(steps, result) of a round."""
+    steps = []
+    while True:
+        try:
+            steps.append(next(run))
+        except StopIteration as stop:
+            return steps, stop.value

@@ -6,6 +6,7 @@ of a later version. Field ranges are enforced on decoding. Each layer reads its 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Rate = Annotated[float, Meta(gt=0.0)]
+NotNegative = Annotated[float, Meta(ge=0.0)]
 
 
 class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,12 +89,26 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group_size: Annotated[int, Meta(ge=2, le=256)] = 16
     max_grad_norm: Rate = 1.0
     clip_epsilon: Rate = 0.2
+    max_ratio: Annotated[float, Meta(gt=1.0)] = 10.0  # importance ratios are cut off here
     advantage_epsilon: Rate = 1e-4
     bon_top: Positive = 16
     bon_steps: Positive = 20
     bon_rounds: Positive = 4  # the steps are cut into as many rounds, so a crash costs one round
     micro_tokens: Positive = 1536  # about 4 GB of activations for a 135M model in float32
     dr_grpo: bool = False
+    ref: Literal["base", "champion"] = "base"  # the policy that DPO and REINFORCE+KL measure from
+    kl_alpha: NotNegative = 0.05
+    gamma: Share = 1.0
+    gae_lambda: Share = 0.95
+    value_coefficient: NotNegative = 0.1
+    entropic_kl: Rate = math.log(2.0)
+    entropic_beta_max: Rate = 1e6
+    entropic_clip: Rate = 5.0
+    dpo_beta: Rate = 0.1
+    dpo_margin: NotNegative = 0.0  # a pair's rewards differ by more
+    dpo_pairs: Positive = 64
+    dpo_steps: Positive = 8
+    dpo_rounds: Positive = 4
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

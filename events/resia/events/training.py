@@ -57,7 +57,8 @@ class StepTrained(msgspec.Struct, frozen=True):
 class RoundTrained(msgspec.Struct, frozen=True):
     """Outcome of a RoundRequested. `used` of the rollouts carried gradient; `reward_mean` is over all of them.
 
-    `steps` 0: a later round's rollouts held nothing to learn from, and the adapter is the round's own start.
+    `capped` counts the samples whose advantage was cut off. `steps` 0: a later round's rollouts held nothing to learn
+    from, and the adapter is the round's own start.
     """
 
     request: str
@@ -72,6 +73,7 @@ class RoundTrained(msgspec.Struct, frozen=True):
     reward_mean: float
     tokens: int
     manifest: Manifest
+    capped: int = 0
 
 
 class AdapterTrained(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """The adapter file: LoRA weights as one safetensors file whose bytes depend on the weights alone.
 
-Tensor names are those of `peft.get_peft_model_state_dict`, so engines that know PEFT read the file as it is.
+Tensor names are those of `peft.get_peft_model_state_dict`. PPO's value head travels in the same file under names of its
+own, which sampling does not need: engines of this project pass over them, and a file for others is written without.
 Collaborators: policy holds the weights, the caller stores the bytes as a blob. Needs no PEFT itself.
 """
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 WHAT = "the adapter"
+# Names of the value head's tensors, shapes (1, hidden) and (1,).
+VALUE_WEIGHT, VALUE_BIAS = "value_head.weight", "value_head.bias"
+VALUE_HEAD = frozenset({VALUE_WEIGHT, VALUE_BIAS})
 
 
 class AdapterInfo(msgspec.Struct, frozen=True):
@@ -43,17 +47,25 @@ def adapter_info(data: bytes) -> AdapterInfo:
 
 def load_adapter(weights: Mapping[str, torch.Tensor], info: AdapterInfo, data: bytes) -> None:
     """Copy the file's weights into `weights`. Raises TrainerError, with nothing written, when it is of another base,
-    rank, alpha or set of layers."""
+    rank, alpha or set of layers. A value head that only one side has is left alone."""
     found = adapter_info(data)
     for name in ("base_digest", "rank", "lora_alpha", "target_modules"):
         theirs, ours = getattr(found, name), getattr(info, name)
         if theirs != ours:
             raise TrainerError(f"{WHAT} has {name} {theirs}, but this policy has {ours}")
-    tensorfile.copy_into(weights, data, WHAT)
+    tensorfile.copy_into(weights, data, WHAT, optional=VALUE_HEAD)
+
+
+def without_value_head(data: bytes) -> bytes:
+    """The file of the LoRA weights alone; the same bytes where there is no value head."""
+    info, tensors = adapter_info(data), tensorfile.tensors_of(data, WHAT)
+    if VALUE_HEAD.isdisjoint(tensors):
+        return data
+    return encode_adapter({name: tensor for name, tensor in tensors.items() if name not in VALUE_HEAD}, info)
 
 
 def export_peft(data: bytes, folder: Path) -> None:
-    """Write `adapter_model.safetensors` (the bytes unchanged) and `adapter_config.json` into `folder`, which
+    """Write `adapter_model.safetensors` (the LoRA weights) and `adapter_config.json` into `folder`, which
     `peft.PeftModel.from_pretrained` and vLLM load."""
     info = adapter_info(data)
     config = {
@@ -67,6 +79,6 @@ def export_peft(data: bytes, folder: Path) -> None:
         "target_modules": info.target_modules,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_model.safetensors").write_bytes(data)
+    (folder / "adapter_model.safetensors").write_bytes(without_value_head(data))
     text = msgspec.json.format(msgspec.json.encode(config, order="deterministic"), indent=2)
     (folder / "adapter_config.json").write_bytes(text + b"\n")

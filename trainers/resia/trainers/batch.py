@@ -82,9 +82,9 @@ class Batch(NamedTuple):
 def batch_of(rollouts: Sequence[Rollout], context: int) -> Batch:
     """Batch of `rollouts`, whose turns must fit into `context` tokens (prompt and completion together).
 
-    Raises TrainerError when there is no rollout, ids repeat, a reward or log-probability is not finite, a rollout was
-    sampled greedily (temperature 0: its log-probabilities are of another distribution than the one sampled), a turn
-    lacks a prompt or a completion, or a turn does not fit.
+    Raises TrainerError when there is no rollout, ids repeat, a reward (of a rollout or a turn) or log-probability is
+    not finite, a rollout was sampled greedily (temperature 0: its log-probabilities are of another distribution than
+    the one sampled), a turn lacks a prompt or a completion, or a turn does not fit.
     """
     if not rollouts:
         raise TrainerError("the batch is empty: training needs at least one rollout")
@@ -122,6 +122,8 @@ def _row(index: int, number: int, rollout: Rollout, turn: Turn, context: int) ->
         )
     if not all(math.isfinite(value) and value <= LOGPROB_ROUNDING for value in turn.logprobs):
         raise TrainerError(f"{where} has a log-probability that is not a finite number up to 0")
+    if not math.isfinite(turn.reward):
+        raise TrainerError(f"{where} has reward {turn.reward}: rewards must be finite")
     length = len(turn.prompt_ids) + len(turn.completion_ids)
     if length > context:
         raise TrainerError(f"{where} is {length} tokens long, over the model's context of {context}")

@@ -44,11 +44,19 @@ class Plan(NamedTuple):
 
 
 def plan(algorithm: Algorithm, settings: TrainingSettings) -> Plan:
-    """Rounds of `algorithm`. Best-of-N takes all its steps on one batch, cut into rounds that are kept one by one."""
+    """Rounds of `algorithm`. Off-policy ones take all their steps on one batch, cut into rounds that are kept one by
+    one."""
     if algorithm == "best_of_n":
-        each = -(-settings.bon_steps // min(settings.bon_rounds, settings.bon_steps))
-        return Plan(-(-settings.bon_steps // each), each, settings.bon_steps)
+        return _cut(settings.bon_steps, settings.bon_rounds)
+    if algorithm == "dpo":
+        return _cut(settings.dpo_steps, settings.dpo_rounds)
     return Plan(settings.rounds, settings.steps_per_round, settings.rounds * settings.steps_per_round)
+
+
+def _cut(steps: int, rounds: int) -> Plan:
+    """At most `rounds` rounds of equal size but the last, none of them empty."""
+    each = -(-steps // min(rounds, steps))
+    return Plan(-(-steps // each), each, steps)
 
 
 def decide(state: RunState, fact: Fact) -> list[Event]:

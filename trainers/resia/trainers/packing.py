@@ -34,7 +34,6 @@ class Padded(NamedTuple):
     index_B_T: Ints
     tokens_B_T: Ints
     logprobs_B_T: Floats
-    advantages_B_T: Floats
     temperature_B: Floats
     mask_B_T: npt.NDArray[np.bool_]
 
@@ -93,7 +92,7 @@ def pack(rows: Sequence[Row], micro_tokens: int) -> list[tuple[int, ...]]:
     return [*packs, tuple(current)] if current else packs
 
 
-def pad(rows: Sequence[Row], advantages_B: Floats, prefix: int | None = None) -> Padded:
+def pad(rows: Sequence[Row], prefix: int | None = None) -> Padded:
     """Arrays of one micro-batch. `prefix` (default: all they share) is at most `shared_prefix(rows)`."""
     shared = shared_prefix(rows) if prefix is None else prefix
     size = (len(rows), max(len(row.completion_ids) for row in rows))
@@ -114,7 +113,6 @@ def pad(rows: Sequence[Row], advantages_B: Floats, prefix: int | None = None) ->
         index_B_T=index_B_T,
         tokens_B_T=tokens_B_T,
         logprobs_B_T=logprobs_B_T,
-        advantages_B_T=np.where(mask_B_T, advantages_B[:, None], 0.0),
         temperature_B=np.array([row.temperature for row in rows]),
         mask_B_T=mask_B_T,
     )

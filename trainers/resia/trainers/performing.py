@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from immutables import Map
 
 from resia.events import (
+    Blob,
     Blobs,
     Event,
     Fact,
@@ -24,6 +25,7 @@ from resia.events.errors import NoSignal, TrainerError
 from resia.replay.state import RunState, Training
 
 from .batch import Batch, Rollout, batch_of
+from .objectives import objective_of
 from .rounds import RoundResult, Step, train_round
 
 if TYPE_CHECKING:
@@ -64,10 +66,13 @@ def _train(
     about = {"training": event.training, "algorithm": event.algorithm, "steps": event.steps}
     ports.live({"kind": "round", "round": event.round, **about})
     policy = ports.policy(settings)
-    policy.set_adapter(ports.blobs.get(event.adapter) if event.adapter else None, event.seed)
+    values = "values" in objective_of(event.algorithm).needs
+    policy.set_adapter(_file(event.adapter, ports.blobs), event.seed, values=values)
     batch = batch_of(_rollouts(state, event, training, ports.blobs), policy.context)
-    optimizer = ports.blobs.get(event.optimizer) if event.optimizer else None
-    steps = train_round(policy, batch, event.algorithm, settings, event.steps, optimizer, ports.clock)
+    optimizer = _file(event.optimizer, ports.blobs)
+    # The champion's adapter is the one that the training began with; without it the reference is the base.
+    reference = _file(training.request.adapter, ports.blobs) if settings.ref == "champion" else None
+    steps = train_round(policy, batch, event.algorithm, settings, event.steps, optimizer, ports.clock, reference)
     while True:
         try:
             step = next(steps)
@@ -81,6 +86,10 @@ def _train(
             yield [_idle_round(request, event, batch, ports)]
             return
         yield [_step_fact(event, step)]
+
+
+def _file(blob: Blob | None, blobs: Blobs) -> bytes | None:
+    return blobs.get(blob) if blob else None
 
 
 def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs: Blobs) -> list[Rollout]:
@@ -149,4 +158,5 @@ def _round_fact(request: str, event: RoundRequested, result: RoundResult, ports:
         result.reward_mean,
         result.tokens,
         ports.manifest(),
+        result.capped,
     )

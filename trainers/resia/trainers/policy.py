@@ -2,20 +2,26 @@
 
 The base may be bfloat16; the adapter is float32 at least. Nothing is sampled here and nothing is random after the
 seeded initialisation: the model stays in evaluation mode and LoRA has no dropout. A micro-batch's shared prefix is
-run once, with gradient, and its cache repeated for the rows. Collaborators: packing makes the micro-batches,
-adapter reads and writes the weights, rounds trains. Knows nothing of rewards or objectives.
+run once, with gradient, and its cache repeated for the rows. A value head, where one is asked for, reads the same
+hidden states. Other policies over the same base (the base itself, another adapter) are had for a while by
+`standing_in`, never by a second model. Collaborators: packing makes the micro-batches, adapter reads and writes the
+weights, gradient and rounds train. Knows nothing of rewards or objectives.
 """
+
+# ruff: noqa: N815 - a field that holds a tensor carries its shape
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from resia.events.errors import TrainerError, boundary
 from resia.events.settings import TrainingSettings
 
-from .adapter import AdapterInfo, encode_adapter, load_adapter
+from .adapter import VALUE_BIAS, VALUE_WEIGHT, AdapterInfo, encode_adapter, load_adapter
 from .packing import Padded
 
 if TYPE_CHECKING:
@@ -24,6 +30,14 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 # Completion tokens whose logits exist at a time: 1024 x 49152 float32 logits are 200 MB.
 HEAD_CHUNK = 1024
+
+
+class Scores(NamedTuple):
+    """Of one micro-batch, with gradient: log-probabilities of the completion tokens, 0 off the mask; the value head's
+    estimates at the last prompt token, None without a head."""
+
+    logprobs_B_T: torch.Tensor
+    values_B: torch.Tensor | None
 
 
 class Policy:
@@ -47,11 +61,12 @@ class Policy:
         with torch.random.fork_rng(devices=[]):  # PEFT draws an initialisation that `set_adapter` replaces
             self.model = get_peft_model(model, config, adapter_name=ADAPTER).eval()
         self.info = AdapterInfo(settings.rank, settings.lora_alpha, targets, base_digest)
-        self.weights: dict[str, torch.Tensor] = {
+        self._lora: dict[str, torch.Tensor] = {
             name.replace(f".{ADAPTER}.", "."): weight
             for name, weight in self.model.named_parameters()
             if weight.requires_grad
         }
+        self.weights = dict(self._lora)
         self.context = int(model.config.max_position_embeddings)
         self._trunk, self._head = model.base_model, model.get_output_embeddings()
         self._device = next(model.parameters()).device
@@ -82,21 +97,54 @@ class Policy:
         policy.set_adapter(adapter, seed)
         return policy
 
-    def set_adapter(self, adapter: bytes | None, seed: int) -> None:
+    def set_adapter(self, adapter: bytes | None, seed: int, *, values: bool = False) -> None:
         """Take the weights of an adapter file, or a fresh initialisation (None) that `seed` alone determines: A
-        uniform as in Hu et al. (arXiv:2106.09685) and PEFT, B zero, so that the policy equals the base."""
+        uniform as in Hu et al. (arXiv:2106.09685) and PEFT, B zero, so that the policy equals the base.
+
+        With `values` there is a value head among the weights, the file's or else one that says 0 everywhere; without,
+        the file's is left out.
+        """
+        weights = {**self._lora, **(self._fresh_value_head() if values else {})}
         if adapter is None:
             self._initialise(seed)
         else:
-            load_adapter(self.weights, self.info, adapter)
+            load_adapter(weights, self.info, adapter)
+        self.weights = weights
+
+    @contextmanager
+    def standing_in(self, adapter: bytes | None) -> Iterator[None]:
+        """Within, log-probabilities are those of the base (None) or of that adapter; afterwards the policy's weights
+        are its own again."""
+        import torch
+
+        if adapter is None:
+            with self.model.disable_adapter():
+                yield
+            return
+        own = {name: weight.detach().clone() for name, weight in self._lora.items()}
+        load_adapter(self._lora, self.info, adapter)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self._lora.items():
+                    weight.copy_(own[name])
+
+    @property
+    def has_values(self) -> bool:
+        return VALUE_WEIGHT in self.weights
 
     def adapter_bytes(self) -> bytes:
         """The current weights as an adapter file."""
         return encode_adapter(self.weights, self.info)
 
     def logprobs(self, padded: Padded) -> torch.Tensor:
-        """Log-probabilities (B, T) of the completion tokens under softmax(logits / temperature), with gradient to the
-        adapter, 0 off the mask; float32, or float64 for a float64 model."""
+        """`score` without the values."""
+        return self.score(padded).logprobs_B_T
+
+    def score(self, padded: Padded) -> Scores:
+        """Log-probabilities under softmax(logits / temperature) and values, with gradient to the weights; float32, or
+        float64 for a float64 model."""
         import torch
 
         def tensor(array: Any) -> torch.Tensor:
@@ -108,10 +156,19 @@ class Policy:
         ).last_hidden_state
         mask_B_T = tensor(padded.mask_B_T)
         row_N, column_N = mask_B_T.nonzero(as_tuple=True)
-        hidden_N_H = hidden_B_S_H[row_N, tensor(padded.index_B_T)[row_N, column_N]]
+        index_B_T = tensor(padded.index_B_T)
+        hidden_N_H = hidden_B_S_H[row_N, index_B_T[row_N, column_N]]
         tokens_N, temperature_N = tensor(padded.tokens_B_T)[mask_B_T], tensor(padded.temperature_B)[row_N]
         logprobs_N = self._token_logprobs(hidden_N_H, tokens_N, temperature_N)
-        return logprobs_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, logprobs_N)
+        logprobs_B_T = logprobs_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, logprobs_N)
+        starts_B_H = hidden_B_S_H[torch.arange(len(index_B_T), device=self._device), index_B_T[:, 0]]
+        return Scores(logprobs_B_T, self._values(starts_B_H))
+
+    def _values(self, hidden_B_H: torch.Tensor) -> torch.Tensor | None:
+        if not self.has_values:
+            return None
+        weight, bias = self.weights[VALUE_WEIGHT], self.weights[VALUE_BIAS]
+        return (hidden_B_H.to(weight.dtype) @ weight.T + bias).squeeze(1)
 
     def _prefill(self, prefix_P: torch.Tensor, rows: int) -> Any:
         """Cache of the prefix for `rows` rows, connected to the graph; None without a prefix."""
@@ -141,13 +198,24 @@ class Policy:
             return chunk(*parts[0])
         return torch.cat([checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
+    def _fresh_value_head(self) -> dict[str, torch.Tensor]:
+        """Zeros: until it has learned something it says nothing of any state, whatever the seed."""
+        import torch
+
+        about = {"dtype": torch.promote_types(self.model.dtype, torch.float32), "device": self._device}
+        hidden = self._head.weight.shape[1]
+        return {
+            VALUE_WEIGHT: torch.zeros((1, hidden), requires_grad=True, **about),
+            VALUE_BIAS: torch.zeros(1, requires_grad=True, **about),
+        }
+
     def _initialise(self, seed: int) -> None:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for name in sorted(self.weights):
-                weight = self.weights[name]
+            for name in sorted(self._lora):
+                weight = self._lora[name]
                 fresh = torch.zeros(weight.shape)
                 if ".lora_A." in name:
                     torch.nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)

@@ -6,7 +6,7 @@ Knows nothing of adapters or optimisers, which say what the tensors and the valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -62,13 +62,16 @@ def tensors_of(data: bytes, what: str) -> dict[str, torch.Tensor]:
         raise TrainerError(f"{what} cannot be read: {cause}") from cause
 
 
-def copy_into(targets: Mapping[str, torch.Tensor], data: bytes, what: str) -> None:
+def copy_into(
+    targets: Mapping[str, torch.Tensor], data: bytes, what: str, optional: Collection[str] = frozenset()
+) -> None:
     """Overwrite every target by the tensor of its name; raises TrainerError, before any is written, when names or
-    shapes differ."""
+    shapes differ. A name in `optional` may stand on one side only, and is then left alone."""
     import torch
 
     stored = tensors_of(data, what)
-    for name in sorted(targets.keys() ^ stored.keys()):
+    targets = {name: target for name, target in targets.items() if name in stored or name not in optional}
+    for name in sorted((targets.keys() ^ stored.keys()) - set(optional)):
         raise TrainerError(f"{what} {'lacks' if name in targets else 'has an unknown'} tensor {name}")
     for name, target in targets.items():
         if stored[name].shape != target.shape:

@@ -1,4 +1,4 @@
-"""The objectives that are built, by algorithm name. In: batch, settings. Out: rows with advantages, token losses.
+"""The six objectives, by algorithm name. In: batch, settings. Out: rows with advantages, losses of micro-batches.
 
 One module an algorithm; importing this loads numpy and no torch. `FEASIBLE` is what a decider may ask for.
 """
@@ -8,11 +8,22 @@ from __future__ import annotations
 from resia.events.errors import UnknownName
 from resia.events.settings import Algorithm
 
-from .base import Loss, Objective, Selection
+from .base import Loss, Objective, Selection, Tokens
 from .best_of_n import BestOfN
+from .dpo import Dpo
+from .entropic import Entropic
 from .grpo import Grpo
+from .ppo_gae import PpoGae
+from .reinforce_kl import ReinforceKl
 
-OBJECTIVES: dict[Algorithm, Objective] = {"best_of_n": BestOfN(), "grpo": Grpo()}
+OBJECTIVES: dict[Algorithm, Objective] = {
+    "ppo_gae": PpoGae(),
+    "grpo": Grpo(),
+    "entropic": Entropic(),
+    "reinforce_kl": ReinforceKl(),
+    "best_of_n": BestOfN(),
+    "dpo": Dpo(),
+}
 FEASIBLE: tuple[Algorithm, ...] = tuple(OBJECTIVES)
 
 
@@ -23,4 +34,4 @@ def objective_of(algorithm: Algorithm) -> Objective:
     return OBJECTIVES[algorithm]
 
 
-__all__ = ["FEASIBLE", "OBJECTIVES", "Loss", "Objective", "Selection", "objective_of"]
+__all__ = ["FEASIBLE", "OBJECTIVES", "Loss", "Objective", "Selection", "Tokens", "objective_of"]

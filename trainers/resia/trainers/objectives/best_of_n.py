@@ -8,18 +8,11 @@ Source: RAFT, Dong et al., arXiv:2304.06767.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from resia.events.errors import TrainerError
+from resia.events.errors import NoSignal
 from resia.events.settings import TrainingSettings
 from resia.trainers.batch import Batch
 
-from .base import Loss, Selection, select_samples
-
-if TYPE_CHECKING:
-    import torch
+from .base import Loss, Objective, Selection, Tokens, token_mean
 
 
 def best(batch: Batch, top: int) -> list[int]:
@@ -33,28 +26,17 @@ def best(batch: Batch, top: int) -> list[int]:
     return sorted(kept, key=rank)[:top]
 
 
-class BestOfN:
+class BestOfN(Objective):
     """The objective; see the module for its formula."""
 
     def select(self, batch: Batch, settings: TrainingSettings) -> Selection:
         kept = best(batch, settings.bon_top)
         if not kept:
-            raise TrainerError(
+            raise NoSignal(
                 f"none of the {len(batch.samples)} rollouts is a success: best-of-N needs at least 1 to clone"
             )
-        rows, values = select_samples(batch, dict.fromkeys(kept, 1.0))
-        tokens = sum(batch.samples[index].completion_tokens for index in kept)
-        return Selection(
-            rows, np.array(values, dtype=np.float64), float(tokens), len(kept), len(batch.samples) - len(kept)
-        )
+        return token_mean(batch, dict.fromkeys(kept, 1.0))
 
-    def loss(
-        self,
-        logprobs_B_T: torch.Tensor,
-        old_logprobs_B_T: torch.Tensor,  # noqa: ARG002 - cloning asks nothing of the behaviour policy
-        advantages_B_T: torch.Tensor,
-        mask_B_T: torch.Tensor,
-        settings: TrainingSettings,  # noqa: ARG002 - the formula has no constant
-    ) -> Loss:
-        losses_B_T = -(advantages_B_T * logprobs_B_T)
-        return Loss(losses_B_T.masked_fill(~mask_B_T, 0.0).sum(), mask_B_T & ~mask_B_T)
+    def loss(self, tokens: Tokens, settings: TrainingSettings) -> Loss:  # noqa: ARG002 - no constant in the formula
+        losses_B_T = -(tokens.advantages_B_T * tokens.logprobs_B_T)
+        return Loss(losses_B_T.masked_fill(~tokens.mask_B_T, 0.0).sum(), tokens.mask_B_T & ~tokens.mask_B_T)

@@ -10,84 +10,34 @@ beta 0: the policy is kept near the champion by few steps a round, and the KL is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from resia.events.errors import NoSignal, TrainerError
 from resia.events.settings import TrainingSettings
 from resia.trainers.batch import Batch
 
-from .base import Loss, Selection, select_samples
-
-if TYPE_CHECKING:
-    import torch
-
-# Below this the rewards of a group count as equal; the landscape's `informative` uses the same.
-EQUAL_REWARDS_STD = 1e-6
+from .base import Loss, Objective, Selection, Tokens, token_mean
+from .groups import contrasts
+from .ratio import clipped_tokens
 
 
 def group_advantages(batch: Batch, settings: TrainingSettings) -> dict[int, float]:
     """Advantage of every sample in a group whose rewards differ, by sample index."""
-    rewards_S = batch.rewards()
     advantages: dict[int, float] = {}
-    for members in batch.groups().values():
-        rewards_G = rewards_S[members]
-        std = float(rewards_G.std(ddof=1)) if len(members) > 1 else 0.0
-        if std <= EQUAL_REWARDS_STD:
-            continue
-        scale = 1.0 if settings.dr_grpo else std + settings.advantage_epsilon
+    for members, rewards_G in contrasts(batch, "GRPO"):
+        scale = 1.0 if settings.dr_grpo else float(rewards_G.std(ddof=1)) + settings.advantage_epsilon
         centred_G = (rewards_G - rewards_G.mean()) / scale
         advantages.update(zip(members, centred_G.tolist(), strict=True))
     return advantages
 
 
-class Grpo:
+class Grpo(Objective):
     """The objective; see the module for its formula."""
 
     def select(self, batch: Batch, settings: TrainingSettings) -> Selection:
-        groups = batch.groups()
-        if all(len(members) < 2 for members in groups.values()):
-            raise TrainerError(
-                f"every one of the {len(groups)} groups has a single rollout: GRPO needs at least 2 of an item"
-            )
         advantages = group_advantages(batch, settings)
-        if not advantages:
-            raise NoSignal(
-                f"rewards are constant in each of the {len(groups)} groups, so GRPO has no gradient to follow"
-            )
-        rows, values = select_samples(batch, advantages)
-        lengths = [batch.samples[index].completion_tokens for index in advantages]
-        normalizer = len(lengths) * max(lengths) if settings.dr_grpo else sum(lengths)
-        return Selection(
-            rows, np.array(values, dtype=np.float64), float(normalizer), len(lengths), len(batch.samples) - len(lengths)
-        )
+        selection = token_mean(batch, advantages)
+        if not settings.dr_grpo:
+            return selection
+        longest = max(batch.samples[index].completion_tokens for index in advantages)
+        return selection._replace(normalizer=float(len(advantages) * longest))
 
-    def loss(
-        self,
-        logprobs_B_T: torch.Tensor,
-        old_logprobs_B_T: torch.Tensor,
-        advantages_B_T: torch.Tensor,
-        mask_B_T: torch.Tensor,
-        settings: TrainingSettings,
-    ) -> Loss:
-        return clipped_ratio(logprobs_B_T, old_logprobs_B_T, advantages_B_T, mask_B_T, settings.clip_epsilon)
-
-
-def clipped_ratio(
-    logprobs_B_T: torch.Tensor,
-    old_logprobs_B_T: torch.Tensor,
-    advantages_B_T: torch.Tensor,
-    mask_B_T: torch.Tensor,
-    epsilon: float,
-) -> Loss:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) per token with rho = pi/mu (Schulman 2017, arXiv:1707.06347, eq. 7).
-
-    A token is clipped where the minimum is the clipped branch and differs from the other: its gradient is zero.
-    """
-    ratio_B_T = (logprobs_B_T - old_logprobs_B_T).exp()
-    free_B_T = ratio_B_T * advantages_B_T
-    bounded_B_T = ratio_B_T.clamp(1.0 - epsilon, 1.0 + epsilon) * advantages_B_T
-    losses_B_T = -free_B_T.minimum(bounded_B_T)
-    clipped_B_T = (bounded_B_T < free_B_T) & mask_B_T
-    return Loss(losses_B_T.masked_fill(~mask_B_T, 0.0).sum(), clipped_B_T)
+    def loss(self, tokens: Tokens, settings: TrainingSettings) -> Loss:
+        return clipped_tokens(tokens, settings)
