@@ -13,6 +13,7 @@ from resia.agents import feedback
 from resia.events import (
     Blob,
     Candidate,
+    Custom,
     DecisionMade,
     EditRequested,
     EvaluationCompleted,
@@ -24,7 +25,9 @@ from resia.events import (
 )
 from resia.replay.digest import digest
 from resia.replay.fold import fold
+from resia.replay.fork import before_decision, inherit
 from resia.replay.identity import decided, identity, performed
+from resia.replay.redeciding import first_difference
 from resia.replay.verify import Problem, blobs_named, check
 from resia.runtime.worker import Clerk
 from strategies import logs, replaced
@@ -254,6 +257,70 @@ def test_a_training_given_up_by_the_rules_is_decided_and_one_that_broke_is_not()
     broken = [f.sequence for f in FACTS if isinstance(f.event, TrainingFailed)]
     assert broken
     assert not set(broken) & {p.sequence for p in check(FACTS, {"trainer": lambda state, fact: []}).problems}
+
+
+# -- what a fork inherits --------------------------------------------------------------------------------------------
+
+
+def forked():
+    """A fork before the second decision, and the state that it inherits."""
+    number = at(DecisionMade, 1) + 1
+    parent = before_decision(FACTS, number)
+    origin = inherit(fold(FACTS[: parent.sequence]))
+    request = msgspec.structs.replace(HISTORY.state.request, parent=parent)
+    return play(request, run="child", origin=origin, blobs=HISTORY.blobs), origin
+
+
+def test_a_fork_is_checked_from_what_it_inherits():
+    child, origin = forked()
+    report = check(child.facts, DECIDERS, origin)
+    assert report.problems == ()
+    assert report.digest == digest(child.state)
+    assert check(child.facts, None, origin).digest == report.digest
+
+
+def test_the_decision_that_a_forks_first_event_asks_for_is_taken_again():
+    child, origin = forked()
+    first = next(fact for fact in child.facts if isinstance(fact.event, DecisionMade))
+    assert child.facts[0].envelope.id == first.envelope.cause
+    without = check(child.facts, DECIDERS)
+    assert (without.first.kind, without.first.sequence <= first.sequence) == ("nondeterminism", True)
+    event = msgspec.structs.replace(first.event, failed_edits=9)
+    facts = [msgspec.structs.replace(f, event=event) if f is first else f for f in child.facts]
+    problem = check(facts, DECIDERS, origin).first
+    assert (problem.sequence, problem.kind) == (first.sequence, "nondeterminism")
+
+
+# -- differences -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"reason": "x"}, "reason = 'x'; on replay it is "),
+        ({"features": None}, "features = None; on replay it is Landscape("),
+        ({"scores": {"grpo": 9.0}}, "scores.grpo = 9.0; on replay it is "),
+        ({"scores": {"dpo": 1.0}}, "scores = {'dpo': 1.0}; on replay it is "),
+    ],
+)
+def test_a_difference_is_named_by_the_innermost_field(changes, why):
+    event = next(e for e in HISTORY.of(DecisionMade) if e.scores and "grpo" in e.scores)
+    event = msgspec.structs.replace(event, scores={"grpo": 1.0})
+    assert first_difference(msgspec.structs.replace(event, **changes), event, "it is").startswith(why)
+
+
+def test_a_difference_deep_inside_is_named_by_its_path():
+    event = next(e for e in HISTORY.of(DecisionMade) if e.features)
+    features = msgspec.structs.replace(event.features, horizon=-1.0)
+    changed = msgspec.structs.replace(event, features=features)
+    assert first_difference(changed, event, "it is").startswith("features.horizon = -1.0; on replay it is ")
+
+
+def test_a_fact_may_be_caused_by_a_fact_of_a_users_own():
+    last = FACTS[-2]
+    custom = Custom(2, "0" * 64, replaced(FACTS[1], id="c" * 26, type="alerts_asked").envelope, {})
+    after = msgspec.structs.replace(replaced(last, id="d" * 26, cause="c" * 26, basis=2), sequence=3)
+    assert "cause" not in [kind for _, kind in kinds(check([FACTS[0], custom, after]))]
 
 
 # -- ids and blobs ---------------------------------------------------------------------------------------------------

@@ -44,7 +44,10 @@ class RunRef(NamedTuple):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """`lines` in order: the decision, what came before it, its inputs, and what came of it."""
+    """`lines` in order: the decision, what came before it, its inputs, and what came of it.
+
+    `sequence` is the decision's event number, 0 for one that a fork inherits.
+    """
 
     iteration: int
     sequence: int
@@ -75,13 +78,21 @@ def explain(history: RunState | Iterable[Logged], iteration: int) -> Explanation
         raise UsageError(f"iteration {iteration} is not in this run: {_valid_range(state)}")
     decision = found.decision
     lines = [
-        f"Iteration {iteration} decided to {_ACTIONS[decision.action]} (event {found.sequence}).",
+        f"Iteration {iteration} decided to {_ACTIONS[decision.action]} ({_place(state, found.sequence)}).",
         *_before(state, iteration),
         *_inputs(decision),
         *_carried_out(state, decision),
         *_after(state, decision),
     ]
     return Explanation(iteration, found.sequence, decision.action, tuple(lines))
+
+
+def _place(state: RunState, sequence: int) -> str:
+    """Where a decision stands; those that a fork inherits are in its ancestors' logs."""
+    parent = state.request.parent if state.request else None
+    if sequence or parent is None:
+        return f"event {sequence}"
+    return f"before the fork from {parent.run}@{parent.iteration}"
 
 
 def _valid_range(state: RunState) -> str:
@@ -150,6 +161,8 @@ def _after(state: RunState, decision: DecisionMade) -> list[str]:
 
 def _ending(state: RunState) -> str:
     match state.ending:
+        case RunCompleted() if state.unsealed is None:
+            return "What came of it: the run ended with the sealed test closed."
         case RunCompleted(champion_test=champion, baseline_test=baseline):
             scores = f"the champion has {_mean(champion)}, the baseline {_mean(baseline)}"
             return f"What came of it: on the sealed test {scores}."

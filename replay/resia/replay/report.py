@@ -57,6 +57,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     `rejected` counts every trial that did not replace the champion: rejected, undecided or failed.
     `controls_error` says why there are no controls, empty where there are or where they were not asked for.
+    `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's.
     """
 
     status: Status
@@ -77,6 +78,7 @@ class Summary(msgspec.Struct, frozen=True):
     rollouts: int
     failed_rollouts: int
     tokens: int
+    parent: str | None
 
 
 def rows(state: RunState) -> list[Row]:
@@ -110,7 +112,13 @@ def summary(state: RunState) -> Summary:
         rollouts=state.ledger.rollouts,
         failed_rollouts=state.ledger.failed_rollouts,
         tokens=state.ledger.tokens,
+        parent=_parent(state),
     )
+
+
+def _parent(state: RunState) -> str | None:
+    parent = state.request.parent if state.request else None
+    return f"{parent.run}@{parent.iteration}" if parent else None
 
 
 def _row(state: RunState, found: Evaluation, trial: Trial | None) -> Row:
