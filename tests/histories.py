@@ -58,8 +58,8 @@ from resia.events.ids import seed_for, sha256
 from resia.replay.digest import digest
 from resia.replay.fold import evolve
 from resia.replay.identity import decided, performed
+from resia.replay.redeciding import Decide
 from resia.replay.state import RunState
-from resia.replay.verify import Decide
 from resia.runtime.worker import Clerk
 from resia.trainers import decider
 
@@ -156,14 +156,14 @@ def run_request(
 class _Performer:
     """Outcomes of `perform`, all from the request and the world."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, blobs: Mapping[str, bytes]) -> None:
         self.world = world
-        self.blobs: dict[str, bytes] = {}
+        self.blobs = dict(blobs)
 
     def __call__(self, state: RunState, fact: Fact) -> Iterator[list[Event]]:
         event, id_ = fact.event, fact.envelope.id
         match event:
-            case RunRequested():
+            case RunRequested(parent=None):
                 yield [self._drafted()]
             case EditRequested():
                 yield [self._edited(id_, event)]
@@ -279,10 +279,10 @@ class _Performer:
 class _Log:
     """An append-only log with the bus's rules: one event a subject for ever, batches whole, decisions fenced."""
 
-    def __init__(self) -> None:
+    def __init__(self, origin: RunState) -> None:
         self.records: list[tuple[str, bytes]] = []
         self.facts: list[Fact] = []
-        self.state = RunState()
+        self.state = origin
         self._subjects: set[str] = set()
 
     def append(self, drafts: Sequence[Draft]) -> list[Fact]:
@@ -310,12 +310,15 @@ def play(
     clock: float = 1.0,
     deciders: Mapping[str, Decide] = DECIDERS,
     limit: int = 20_000,
+    origin: RunState | None = None,
+    blobs: Mapping[str, bytes] | None = None,
 ) -> History:
-    """Play a run to its end. `order` seeds a random interleaving of the roles' work; `twice` hands all of it out twice.
+    """Play a run to its end; a fork begins with `origin` and its parent's `blobs`.
 
+    `order` seeds a random interleaving of the roles' work; `twice` hands all of it out twice.
     Raises AssertionError when more than `limit` events are appended.
     """
-    log, performer, ticks = _Log(), _Performer(world), itertools.count()
+    log, performer, ticks = _Log(origin or RunState()), _Performer(world, blobs or {}), itertools.count()
     clerks = {role: Clerk(run, role, worker, "1.0", lambda: clock + next(ticks)) for role in (*ROLES, "user")}
     rng = random.Random(order)
     todo = _work(log.append([clerks["user"].genesis(request)]), twice)
@@ -373,15 +376,17 @@ def read_golden(path: Path) -> list[tuple[str, bytes]]:
     return [(line.subject, bytes(line.data)) for line in lines]
 
 
-def golden_history() -> History:
+GOLDEN = World(
+    edit_fails=lambda event: event.iteration == 2,
+    training=0.3,
+    round_fails=lambda event: event.adapter is not None and event.round == 0,
+    slot_fails=lambda event, slot: event.purpose == "candidate" and slot.item == "s00" and slot.index == 1,
+)
+
+
+def golden_history(run: str = "golden") -> History:
     """Both levers, an acceptance of each, a failed edit and a failed training, a lost rollout, and the test."""
-    world = World(
-        edit_fails=lambda event: event.iteration == 2,
-        training=0.3,
-        round_fails=lambda event: event.adapter is not None and event.round == 0,
-        slot_fails=lambda event, slot: event.purpose == "candidate" and slot.item == "s00" and slot.index == 1,
-    )
-    return play(run_request(group_size=4, patience_h=2, max_iterations=6), world, run="golden")
+    return play(run_request(group_size=4, patience_h=2, max_iterations=6), GOLDEN, run=run)
 
 
 if __name__ == "__main__":

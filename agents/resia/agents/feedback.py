@@ -28,7 +28,6 @@ from resia.events import (
     HarnessEdited,
     Landscape,
     ProbeAlarmed,
-    RunCompleted,
     RunFailed,
     RunRequested,
     Split,
@@ -38,17 +37,27 @@ from resia.events import (
     TrainingSettings,
 )
 from resia.events.ids import seed_for
-from resia.events.merkle import root
+from resia.replay.diff import candidate_evaluations
 from resia.replay.state import Champion, Evaluation, RunState
 from resia.replay.verdicts import apply_verdict
 
 from . import selection
+from .ending import root_since_last, with_test, without_test
 from .gate import gap_probe, judge
 from .landscape import measure
 from .operators import rank
 from .taskwork import item_means
 
-DECIDES = (EvaluationCompleted, DraftFailed, EditFailed, TrainingFailed, ControlMeasured, ControlFailed)
+DECIDES = (
+    RunRequested,
+    EvaluationCompleted,
+    DecisionMade,
+    DraftFailed,
+    EditFailed,
+    TrainingFailed,
+    ControlMeasured,
+    ControlFailed,
+)
 NO_TEST = 0
 Verdict = CandidateAccepted | CandidateRejected | CandidateUndecided
 _VERDICTS: dict[str, type[Verdict]] = {
@@ -59,24 +68,43 @@ _VERDICTS: dict[str, type[Verdict]] = {
 
 
 def decide(state: RunState, fact: Fact) -> list[Event]:
-    """Verdict and decision after a candidate's evaluation; the next decision after a failed lever; the end."""
+    """Verdict and decision after a candidate's evaluation; the next decision after a failed lever; the end.
+
+    A fork takes its first decision on its own first event, because the evaluation or failure behind it is its parent's.
+    """
     request = state.request
     if request is None or state.ending is not None:
         return []
     event = fact.event
     match event:
+        case RunRequested():
+            return [] if event.parent is None else _take_anew(state, request)
         case EvaluationCompleted(purpose="candidate"):
             if event.iteration < state.iteration:
                 return []  # this candidate has had its verdict
             return _after_candidate(state, request, event)
         case EditFailed() | TrainingFailed():
             return [] if event.iteration < state.iteration else _decision(state, request)
+        case DecisionMade(action="stop"):
+            return [] if request.parent is None else [without_test(state, event)]
         case EvaluationCompleted() | ControlMeasured() | ControlFailed():
-            return _finish(state)
+            return with_test(state)
         case DraftFailed():
             return [RunFailed(f"no harness could be drafted: {event.error}")]
         case _:
             return []
+
+
+def _take_anew(state: RunState, request: RunRequested) -> list[Event]:
+    """The decision that was open where a fork begins: on the last candidate, or after a lever that gave none."""
+    if state.decisions and state.decisions[-1].sequence > 0:
+        return []  # the fork has decided already
+    if any(trial.iteration == state.iteration for trial in state.trials):
+        return _decision(state, request)
+    for found in candidate_evaluations(state):
+        if found.completed is not None and found.request.iteration == state.iteration:
+            return _after_candidate(state, request, found.completed)
+    return [RunFailed("its parent had nothing to decide where this fork begins")]
 
 
 def _after_candidate(state: RunState, request: RunRequested, event: EvaluationCompleted) -> list[Event]:
@@ -187,18 +215,15 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         propensities=choice.propensities,
         failed_edits=failed_edits,
         failed_trainings=failed_trainings,
-        merkle_root=_root(state),
+        merkle_root=root_since_last(state),
         root_from=state.root_to,
         root_to=state.sequence,
     )
     group_size = max(settings.training.group_size, choice.group_size or 0)
     training = msgspec.structs.replace(settings.training, group_size=group_size)
+    if decision.action == "stop" and request.parent is not None:
+        return [decision]  # the right to open the sealed test stays with the first run of the lineage
     return [decision, _carry_out(state, training, request.settings.seed, decision, edits, found)]
-
-
-def _root(state: RunState) -> str:
-    """Merkle root over everything folded since the last one: events (root_to, sequence]."""
-    return root([state.leaves[n] for n in range(state.root_to + 1, state.sequence + 1)])
 
 
 def _carry_out(
@@ -262,29 +287,3 @@ def _untried(state: RunState, found: Evaluation) -> list[str]:
         for name in t.name.split("+")
     }
     return rank([name for name in node.applicable if name not in tried], found.completed.failures)
-
-
-def _finish(state: RunState) -> list[Event]:
-    """Complete the run once the sealed test and the controls are in."""
-    unsealed, reason = state.unsealed, state.decisions[-1].decision.reason if state.decisions else ""
-    if unsealed is None or state.controls is None:
-        return []
-    scores: dict[str, float | None] = {}
-    for name in ("test", "baseline") if unsealed.baseline != unsealed.champion else ("test",):
-        found = [e for e in state.evaluations.values() if e.request.purpose == name]
-        if not found or found[0].completed is None:
-            return []
-        score = found[0].completed.scores.get("test")
-        scores[name] = score.mean if score else None
-    return [
-        RunCompleted(
-            reason,
-            unsealed.champion,
-            unsealed.baseline,
-            scores["test"],
-            scores.get("baseline", scores["test"]),
-            _root(state),
-            state.root_to,
-            state.sequence,
-        )
-    ]

@@ -46,8 +46,10 @@ def first_harness(spec: TaskSpec) -> Harness:
 
 
 def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
-    """Perform RunRequested: store generation 0 and say so."""
+    """Perform RunRequested: store generation 0 and say so. A fork has its parent's harnesses and needs no draft."""
     assert isinstance(fact.event, RunRequested)
+    if fact.event.parent is not None:
+        return
     if not domain.spec.references:
         yield [DraftFailed(f"domain '{domain.spec.name}' names no reference implementation to start from")]
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from .resources import domain_for, model_folder, package_version
 from .server import Access
 from .store import Serving, Store, require_run, serving
 from .supervisor import Died, Supervisor
-from .worker import Clerk, Follower
+from .worker import Clerk, Follower, cancelled
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}
 MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
@@ -49,7 +49,7 @@ class Watch(NamedTuple):
 
 
 class Session(NamedTuple):
-    """What to run and where. `settings` None: continue the run that is there."""
+    """What to run and where. `settings` None: continue the run that is there, or begin it with `request`."""
 
     run: str
     settings: RunSettings | None
@@ -58,6 +58,7 @@ class Session(NamedTuple):
     cache: Path | None = None
     port: int | None = None
     unsafe_local: bool = False
+    request: RunRequested | None = None  # the first event, where the caller has made it: a fork's
 
 
 def parse_workers(specs: list[str]) -> dict[str, int]:
@@ -78,14 +79,14 @@ async def launch(session: Session, watch: Watch) -> RunState:
 
     Everything but the embedded server's own log survives an interruption at any point: launch again to continue.
     """
-    request = _request(session) if session.settings is not None else None
+    settings = session.settings
+    request = session.request if settings is None else first_event(settings, session.cache)
     session.store.make()
     async with serving(session.store, port=session.port, share=False) as log:
         bus = await connect(log.access.url, *log.access.login("admin"))
         try:
             await bus.create_registry()
-            settings = await _begin(bus, session, request)
-            state = await _attend(bus, log, session, settings, watch)
+            state = await _attend(bus, log, session, await _begin(bus, session, request), watch)
             await bus.set_status(session.run, state.status)
             await bus.seal(session.run)
             return state
@@ -93,18 +94,18 @@ async def launch(session: Session, watch: Watch) -> RunState:
             await bus.close()
 
 
-def _request(session: Session) -> RunRequested:
-    """The first event: checks domain, data, model and algorithm before anything is written."""
+def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
+    """The first event of a run: checks domain, data, model and algorithm before anything is written."""
     from resia.trainers.objectives import FEASIBLE
 
     from .assets import model_digest
 
-    settings = session.settings
-    assert settings is not None
     if settings.algorithm is not None and settings.algorithm not in FEASIBLE:
         raise UnknownName("algorithm (of those built)", settings.algorithm, FEASIBLE)
-    folder = model_folder(settings.engine, session.cache)
-    domain = domain_for(settings, session.cache)
+    if settings.algorithm is not None and settings.loop.mode == "H":
+        raise UsageError(f"mode H freezes the weights: leave algorithm {settings.algorithm} out, or take mode W or W+H")
+    folder = model_folder(settings.engine, cache)
+    domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
     if empty := [split for split in SPLITS if not items[split]]:
         raise UsageError(f"domain '{settings.domain}' has no {empty[0]} items: give each split at least one")
@@ -156,12 +157,15 @@ def _check_size(settings: RunSettings, items: Mapping[Split, tuple[str, ...]]) -
 
 async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> RunSettings:
     """Write the first event, or find the run that is to go on; the settings it runs with."""
+    witness = session.store.witness(session.run)
     if request is not None:
         await bus.create_run(session.run)
+        witness.forget()
         clerk = Clerk(session.run, "user", "cli", package_version(), time.time)
         await bus.append(session.run, [clerk.genesis(request)])
         return request.settings
     await require_run(bus, session.run)
+    await witness.check(bus, session.run)
     async for fact in bus.read(session.run):
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
             return fact.event.settings
@@ -172,9 +176,10 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
     """Workers, fold and progress until the run has ended."""
     follower = Follower(bus, session.run)
     supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
-    ended = asyncio.Event()
+    ended, witness = asyncio.Event(), session.store.witness(session.run)
 
     def on_fact(state: RunState, fact: Logged) -> None:
+        witness.saw(fact)
         watch.fact(state, fact)
         if state.ending is not None:
             ended.set()
@@ -183,7 +188,7 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
         asyncio.create_task(follower.follow(on_fact)),
         asyncio.create_task(_relay(bus, session.run, watch.live)),
         asyncio.create_task(_guard_disk(session)),
-        asyncio.create_task(_guard_server(log, watch)),
+        asyncio.create_task(_guard_server(log, watch, lambda: witness.check(bus, session.run))),
         *(asyncio.create_task(supervisor.keep(c)) for c in _configs(log.access, session)),
     ]
     watch.started(supervisor)
@@ -192,9 +197,8 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
         await _first(end, helpers)
     finally:
         await supervisor.stop()
-        for task in (end, *helpers):
-            task.cancel()
-        await asyncio.gather(end, *helpers, return_exceptions=True)
+        await cancelled((end, *helpers))
+        witness.close()
     return follower.state
 
 
@@ -225,12 +229,16 @@ async def _guard_disk(session: Session) -> None:
         await asyncio.sleep(DISK_CHECK_S)
 
 
-async def _guard_server(log: Serving, watch: Watch) -> None:
-    """Bring an embedded server that died back on its port; every process reconnects and asks again."""
+async def _guard_server(log: Serving, watch: Watch, check: Callable[[], Awaitable[None]]) -> None:
+    """Bring an embedded server that died back on its port; every process reconnects and asks again.
+
+    `check` then finds out whether its log came back whole.
+    """
     while log.server is not None:
         pid, code = log.server.pid or 0, log.server.revive()
         if code is not None:
             watch.died(Died("nats-server", code, pid))
+            await check()
         await asyncio.sleep(SERVER_CHECK_S)
 
 
