@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from resia.events import TYPES
+from resia.events import TYPES, Namespace
 from resia.events.catalogue import version_of
-from resia.events.schema import main, render
+from resia.events.errors import UnknownName, UsageError
+from resia.events.schema import custom_schema, main, payload_schema, render
 
 FOLDER = Path(__file__).parent.parent / "docs" / "events"
 DOCUMENTS = {name: json.loads(data) for name, data in render().items()}
@@ -40,6 +42,44 @@ def test_every_wire_type_is_documented(name):
     assert set(payload["properties"]) == set(TYPES[name].__struct_fields__)
     channels = DOCUMENTS["asyncapi.json"]["channels"]
     assert channels[name]["address"].split(".")[3] == name
+
+
+notes = Namespace("notes")
+
+
+class Remark(msgspec.Struct, frozen=True):
+    text: str
+
+
+@notes.event("note-taken", version=3)
+class NoteTaken(msgspec.Struct, frozen=True):
+    """Somebody   said
+    something."""
+
+    remarks: tuple[Remark, ...]
+    weight: float = 1.0
+
+
+def test_a_custom_event_has_a_schema_of_its_own():
+    schema = custom_schema("notes_note-taken")
+    assert schema["description"] == "Somebody said something."
+    assert schema["properties"]["type"] == {"const": "notes_note-taken"}
+    assert schema["properties"]["version"] == {"const": 3}
+    assert {"id", "run", "cause", "basis", "producer", "payload"} <= set(schema["required"])
+    assert set(schema["$defs"]) == {"Envelope", "Producer", "NoteTaken", "Remark"}
+    assert schema["properties"]["payload"] == {"$ref": "#/$defs/NoteTaken"}
+    assert "notes_note-taken" not in DOCUMENTS["events.schema.json"]["$defs"]
+
+
+def test_a_custom_event_that_nobody_registered_offers_the_nearest():
+    with pytest.raises(UnknownName, match="unknown custom event type 'notes_note': did you mean notes_note-taken"):
+        custom_schema("notes_note")
+
+
+def test_an_event_that_json_cannot_hold_is_refused_in_one_line():
+    odd = msgspec.defstruct("Odd", [("what", object)], frozen=True)
+    with pytest.raises(UsageError, match="event class Odd cannot be written to the log: type <class 'object'> is not"):
+        payload_schema(odd)
 
 
 @pytest.mark.parametrize("name", sorted(DOCUMENTS))

@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 
-class Blob(msgspec.Struct, frozen=True):
+class Blob(msgspec.Struct, frozen=True, gc=False):
     """Reference to stored bytes: `digest` is their SHA-256 in hex, `size` in bytes."""
 
     digest: str

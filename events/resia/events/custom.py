@@ -52,6 +52,8 @@ class Namespace:
             raise UsageError(f"event type '{kind[:80]}' cannot be used: take small letters, digits and '-', at most 61")
 
         def register(cls: type[S]) -> type[S]:
+            if not (isinstance(cls, type) and issubclass(cls, msgspec.Struct) and cls.__struct_config__.frozen):
+                raise UsageError(f"event type '{name}' is no fact: declare a class as X(msgspec.Struct, frozen=True)")
             known = CUSTOM.get(name)
             if known is not None and known.cls.__qualname__ != cls.__qualname__:
                 raise UsageError(f"event type '{name}' is {known.cls.__qualname__}'s already: take another name")
@@ -77,7 +79,10 @@ def wire_type(cls: type[msgspec.Struct]) -> tuple[str, int]:
 
 
 def check_known(name: str) -> str:
-    """`name` itself when it is a core type or a registered custom one; UnknownName with the nearest otherwise."""
-    if name not in TYPES and name not in CUSTOM:
-        raise UnknownName("event type", name, [*TYPES, *CUSTOM])
-    return name
+    """`name` itself when it is a core type or may be a custom one; UnknownName with the nearest otherwise.
+
+    A custom type may belong to a package that this process does not have. A core type misspelt with `_` is none.
+    """
+    if name in TYPES or name in CUSTOM or (is_custom(name) and name.replace("_", "-") not in TYPES):
+        return name
+    raise UnknownName("event type", name, [*TYPES, *CUSTOM])

@@ -11,6 +11,7 @@ ResiaError
 │   ├── BusError          the event log
 │   │   └── FenceMoved    another decider was first: fold on and decide again
 │   ├── BlobError         a blob that is missing or does not match its digest
+│   ├── WorkerError       a worker of a user's own that failed or broke its contract
 │   └── AssetError        a download or a corrupt asset
 └── LogError              the log breaks an invariant; nothing is written after it
     ├── UnreadableEvent   a message that is not an event of this catalogue
@@ -81,6 +82,10 @@ class FenceMoved(BusError):
 
 
 class BlobError(BoundaryError): ...
+
+
+class WorkerError(BoundaryError):
+    """A worker of a user's own failed or broke its contract; it ends, and what it had in hand waits for a fixed one."""
 
 
 class AssetError(BoundaryError): ...

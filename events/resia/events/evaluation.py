@@ -52,7 +52,7 @@ class RolloutsRequested(msgspec.Struct, frozen=True):
     round: int = 0
 
 
-class RolloutRecorded(msgspec.Struct, frozen=True):
+class RolloutRecorded(msgspec.Struct, frozen=True, gc=False):
     """One scored rollout. `reward` in [0, 1]; `failure` None when the answer was valid and `success` tells more.
 
     `success` is the domain's predicate (beats the domain's reference on this item). `trajectory` is the blob.

@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 from .catalogue import TYPES, version_of
+from .custom import CUSTOM
 from .envelope import Envelope
+from .errors import UnknownName, UsageError
 
 
 def _components(ref: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -36,6 +38,34 @@ def _components(ref: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "required": [*envelope["required"], "payload"],
         }
     return events, components
+
+
+def payload_schema(cls: type[msgspec.Struct]) -> dict[str, Any]:
+    """JSON Schema of what an event class says, whole in itself. UsageError for a field that JSON cannot hold."""
+    try:
+        return msgspec.json.schema(cls)
+    except (TypeError, NameError) as cause:
+        why = str(cause).strip().splitlines()[-1]  # before it come hints for who extends msgspec
+        raise UsageError(f"event class {cls.__qualname__} cannot be written to the log: {why}") from None
+
+
+def custom_schema(name: str) -> dict[str, Any]:
+    """JSON Schema 2020-12 of a registered custom event on the wire: the envelope and its payload. UnknownName else."""
+    if name not in CUSTOM:
+        raise UnknownName("custom event type", name, CUSTOM)
+    known = CUSTOM[name]
+    payload_schema(known.cls)
+    (payload, _), components = msgspec.json.schema_components([known.cls, Envelope], ref_template="#/$defs/{name}")
+    fields = {**components["Envelope"]["properties"], "type": {"const": name}, "version": {"const": known.version}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": name,
+        "description": " ".join((known.cls.__doc__ or "").split()),
+        "type": "object",
+        "properties": {**fields, "payload": payload},
+        "required": [*components["Envelope"]["required"], "payload"],
+        "$defs": components,
+    }
 
 
 def json_schema() -> dict[str, Any]:

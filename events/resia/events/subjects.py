@@ -29,6 +29,12 @@ def event_subject(run: str, role: str, kind: str, event_id: str) -> str:
     return f"resia.{run}.{role}.{kind}.{event_id}"
 
 
+def type_token(subject: str) -> str:
+    """The wire type in an event's subject; empty where there is none."""
+    tokens = subject.rsplit(".", 2)
+    return tokens[1] if len(tokens) == 3 else ""
+
+
 def all_events(run: str) -> str:
     return f"resia.{run}.>"
 

@@ -1,29 +1,95 @@
-"""Commands of worker processes: more processes for a role."""
+"""Commands of worker processes: roles of resia and workers of a user's own, and logins for programs elsewhere."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .cli_options import STORE, CacheOption, NatsOption, StoreOption, run_async
+from .cli_options import DONE, STORE, CacheOption, JsonOption, NatsOption, StoreOption, emit, run_async
+
+app = typer.Typer(help="Worker processes: start them, list them, grant logins.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
+def register(parent: typer.Typer) -> None:
     """Add this group's commands to the command line."""
-    app.command()(worker)
+    parent.add_typer(app, name="worker")
 
 
-def worker(
-    role: Annotated[str, typer.Argument(help="meta, task, feedback or trainer.")],
+@app.command()
+def start(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A role, a worker of an installed package, or FILE.py[:function].")
+    ],
     store: StoreOption = STORE,
     nats: NatsOption = None,
     cache: CacheOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Serve this run only.")] = None,
     unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
 ) -> int:
-    """Add one more process to a role of the runs that are active on a server."""
-    from .attach import attach
+    """Add one more process to a role or a worker, on the runs that are active on a server."""
+    from .roles import ROLE_NAMES
     from .store import Store
 
-    return int(run_async(attach(role, Store(store, nats), cache, run, unsafe_local)))
+    where = Store(store, nats)
+    if name in ROLE_NAMES:
+        from .attach import attach
+
+        return int(run_async(attach(name, where, cache, run, unsafe_local)))
+    from .plugin_find import find
+    from .plugin_serving import serve_found
+
+    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run)))
+
+
+@app.command(name="list")
+def list_(json: JsonOption = False) -> int:
+    """Roles of resia and the workers of installed packages: what each consumes and emits, and where it is from."""
+    from .workers import listed
+
+    lines = listed()
+    if json:
+        for line in lines:
+            emit(line)
+        return DONE
+    from rich.console import Console
+
+    Console().print(_table(lines), markup=False, highlight=False)
+    return DONE
+
+
+@app.command()
+def grant(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A worker as for start; or leave it out and say --role.")
+    ] = None,
+    role: Annotated[str | None, typer.Option(help="Role of a program in any language.")] = None,
+    emits: Annotated[list[str] | None, typer.Option(help="A wire type that it may write; once for each.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="Name of the program, one a role.")] = "program",
+    store: StoreOption = STORE,
+    json: JsonOption = False,
+) -> int:
+    """Add a login to the server that runs over the store: it reads, and writes the declared events and no other.
+
+    The login stays valid as long as the store is there. Granting again changes what it may write.
+    """
+    from .workers import granted
+
+    found = granted(store, name, role, emits or [], as_)
+    if json:
+        emit(found)
+        return DONE
+    for key, value in found.items():
+        typer.echo(f"{key:9} {' '.join(value) if isinstance(value, list) else value}")
+    return DONE
+
+
+def _table(lines: list[Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "role", "consumes", "emits", "from"):
+        table.add_column(title, overflow="fold")
+    for line in lines:
+        table.add_row(line.name, line.role, "\n".join(line.consumes) or line.error, "\n".join(line.emits), line.source)
+    return table
