@@ -6,13 +6,16 @@ STAMP := $(VENV)/.installed
 # By the environment, so that pip's isolated build is pinned too.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test chaos lint bench docs clean
 
 demo: $(STAMP)
 	@$(BIN)/resia demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+chaos: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 import time
@@ -18,25 +17,12 @@ from resia.events.errors import ResiaError
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .config import ProcessConfig
+from .logs import configure_logs
 from .resources import Resources, package_version
 from .roles import role
 from .worker import Clerk, Worker, serve_runs
 
 STOPPED = 128 + signal.SIGTERM
-
-
-def configure_logs() -> None:
-    """One JSON line per handled event on standard output."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-    )
-    logging.getLogger("nats").setLevel(logging.ERROR)
 
 
 def live_publisher(bus: Bus, name: str) -> Callable[[str], Callable[[dict[str, Any]], None]]:

@@ -7,7 +7,6 @@ later start continues every run in it. Knows nothing of streams or events.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -25,40 +25,22 @@ from resia.events.errors import BusError, UsageError
 from resia.events.subjects import ROLES
 
 from .lifeline import die_with_parent
+from .permissions import READER, Access, Grant, server_config
+
+__all__ = ["READER", "Access", "EmbeddedServer", "configure", "grants_of", "running_access", "write_private"]
 
 READY_S = 30.0
-READER = "reader"  # who may look and write nothing
 ACCESS, LOCK = "access.json", "lock"
-_WORKERS = tuple(role for role in ROLES if role != "user")
-_READ = (
-    "$JS.API.INFO",
-    "$JS.API.STREAM.INFO.*",
-    "$JS.API.STREAM.NAMES",
-    "$JS.API.STREAM.MSG.GET.*",
-    "$JS.API.DIRECT.GET.>",
-    "$JS.API.CONSUMER.>",
-    "$JS.ACK.>",
-    "$JS.FC.>",
-    "_INBOX.>",
-)
-
-
-class Access(msgspec.Struct, frozen=True):
-    """How to reach a log: address and, by role, user name and password ('admin' beside the roles)."""
-
-    url: str
-    passwords: dict[str, str] = {}
-
-    def login(self, role: str) -> tuple[str, str]:
-        """User and password of `role`; both empty when the server asks for none."""
-        return (role, self.passwords[role]) if role in self.passwords else ("", "")
+CONFIG, GRANTS, PID, LOG = "server.conf", "grants.json", "server.pid", "server.log"
 
 
 class EmbeddedServer:
     """One nats-server over the store in `folder`; a second start on the same folder is refused."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, *, durable: bool = True) -> None:
+        """`durable` False: for a store that is thrown away, where nothing waits for the disk."""
         self._folder = folder
+        self._sync = "always" if durable else "2m"
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -75,9 +57,9 @@ class EmbeddedServer:
         self._lock = self._take_lock()
         (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there
         access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", READER, *ROLES)})
-        _write_private(self._config, server_config(access, port, self._folder / "store"))
+        configure(self._folder, access, grants_of(self._folder), self._sync)
         self._launch(port)
-        _write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
+        write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
         self._port = port
         return access
 
@@ -89,15 +71,11 @@ class EmbeddedServer:
         self._launch(self._port)
         return code
 
-    @property
-    def _config(self) -> Path:
-        return self._folder / "server.conf"
-
     def _launch(self, port: int) -> None:
-        log = self._folder / "server.log"
+        log = self._folder / LOG
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                [_binary(), "-c", str(self._config)],
+                [_binary(), "-c", str((self._folder / CONFIG).resolve())],
                 stdout=sink,
                 stderr=sink,
                 stdin=subprocess.DEVNULL,
@@ -168,6 +146,21 @@ def running_access(folder: Path) -> Access | None:
     return None
 
 
+def grants_of(folder: Path) -> list[Grant]:
+    """Logins of users' own workers over the store in `folder`."""
+    path = folder / GRANTS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Grant]) if path.exists() else []
+    except msgspec.MsgspecError as cause:
+        raise UsageError(f"the logins in {path} cannot be read ({cause}): remove it and grant them again") from None
+
+
+def configure(folder: Path, access: Access, grants: Iterable[Grant], sync: str = "always") -> None:
+    """Write the configuration of the server over `folder`; one that runs reads it when it is told to."""
+    port = int(access.url.rpartition(":")[2])
+    write_private(folder / CONFIG, server_config(access, port, folder.resolve() / "store", grants, sync))
+
+
 def _locked(lock: Path) -> bool:
     if not lock.exists():
         return False
@@ -177,48 +170,6 @@ def _locked(lock: Path) -> bool:
         except OSError:
             return True
     return False
-
-
-def server_config(access: Access, port: int, store: Path) -> str:
-    """The server's configuration: loopback, fsync before every acknowledgement, least permissions a role."""
-    users = [
-        {"user": "admin", "password": access.passwords["admin"]},
-        {
-            "user": "user",
-            "password": access.passwords["user"],
-            "permissions": {"publish": [*_READ, "resia.*.user.>"], "subscribe": ["_INBOX.>", "resia-live.>"]},
-        },
-    ]
-    users.append(
-        {
-            "user": READER,
-            "password": access.passwords[READER],
-            "permissions": {"publish": list(_READ), "subscribe": ["_INBOX.>", "resia-live.>"]},
-        }
-    )
-    for role in _WORKERS:
-        publish = [*_READ, f"resia.*.{role}.>", f"resia-live.*.{role}"]
-        users.append(
-            {
-                "user": role,
-                "password": access.passwords[role],
-                "permissions": {"publish": publish, "subscribe": ["_INBOX.>"]},
-            }
-        )
-    return "\n".join(
-        [
-            f'listen: "127.0.0.1:{port}"',
-            "max_payload: 1MB",
-            "jetstream {",
-            f"  store_dir: {json.dumps(str(store))}",
-            "  sync_interval: always",
-            "}",
-            "authorization {",
-            f"  users: {json.dumps(users, indent=2)}",
-            "}",
-            "",
-        ]
-    )
 
 
 def _binary() -> str:
@@ -247,7 +198,7 @@ def _refuse_taken(port: int) -> None:
             raise UsageError(f"port {port} is taken: leave --port out for a free one, or name another") from None
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Credentials are for the owner's eyes only, and there whole or not at all."""
     partial = path.with_name(f".{path.name}")
     partial.unlink(missing_ok=True)

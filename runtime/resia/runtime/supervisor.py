@@ -33,7 +33,7 @@ class Supervisor:
     def __init__(self, folder: Path, threads: int, on_death: Callable[[Died], None]) -> None:
         self._folder, self._threads, self._on_death = folder, threads, on_death
         self._running: dict[str, asyncio.subprocess.Process] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     def pid(self, worker: str) -> int | None:
         """Process id of a worker that is running."""
@@ -43,12 +43,14 @@ class Supervisor:
     async def keep(self, config: ProcessConfig) -> None:
         """Run one worker until it ends well; raises BusError when it keeps failing, with its last words."""
         restarts, loop = 0, asyncio.get_running_loop()
-        while not self._stopping:
+        while not self._stopping.is_set():
             started = loop.time()
             process = await self._start(config)
             self._running[config.worker] = process
+            if self._stopping.is_set():  # it was being started when the others were stopped
+                process.kill()
             code = await process.wait()
-            if code == 0 or self._stopping:
+            if code == 0 or self._stopping.is_set():
                 return
             restarts = 0 if loop.time() - started > STEADY_S else restarts + 1
             if restarts > MAX_RESTARTS:
@@ -95,13 +97,14 @@ class Supervisor:
         return lines[-1][-400:] if lines else "it said nothing"
 
     async def stop(self) -> None:
-        """SIGTERM to all, SIGKILL to those that stay."""
-        self._stopping = True
+        """SIGTERM to all, SIGKILL to those that stay; none is left when it returns."""
+        self._stopping.set()
         alive = [p for p in self._running.values() if p.returncode is None]
         for process in alive:
             process.terminate()
-        if alive:
-            _, late = await asyncio.wait([asyncio.create_task(p.wait()) for p in alive], timeout=STOP_S)
-            for process in alive if late else []:
+        ends = [asyncio.create_task(process.wait()) for process in alive]
+        if ends and (await asyncio.wait(ends, timeout=STOP_S))[1]:
+            for process in alive:
                 if process.returncode is None:
                     process.kill()
+            await asyncio.wait(ends)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,16 +31,17 @@ from resia.events import (
 )
 from resia.events import subjects as names
 from resia.events.custom import wire_type
-from resia.events.errors import BusError, FenceMoved, ResiaError
+from resia.events.errors import BusError, FenceMoved, ResiaError, WorkerError
 from resia.events.ids import sha256
 from resia.replay.fold import evolve
 from resia.replay.identity import decided, identity, is_outcome, performed
 from resia.replay.state import RunState
 
 from .bus import ACK_WAIT_S, Bus, Work
-from .lineage import origin
+from .lineage import origin_of
 
 DECIDE_TRIES = 8
+CANCEL_AGAIN_S = 0.5
 _log = structlog.get_logger()
 
 Decide = Callable[[RunState, Fact], Sequence[Event]]
@@ -64,6 +65,7 @@ class Role(NamedTuple):
     also: tuple[str, ...] = ()
     durable: str = ""
     quarantines: bool = False
+    settles: bool = True  # False: others settle what it performs, and it is called for each whatever they did
 
     def types(self) -> list[str]:
         return [*dict.fromkeys(NAMES[cls] for cls in (*self.decides, *self.performs)), *self.also]
@@ -85,9 +87,9 @@ class Follower:
 
     async def follow(self, on_fact: Callable[[RunState, Logged], None] | None = None) -> None:
         """Fold until the run has ended. `on_fact` sees each event with the state after it."""
-        state = await origin(self._bus, self._run)
         async for fact in self._bus.read(self._run, follow=True):
-            self.state = state = evolve(state, fact)
+            before = self.state if fact.sequence > 1 else await origin_of(self._bus, fact)
+            self.state = evolve(before, fact)
             if on_fact is not None:
                 on_fact(self.state, fact)
             async with self._moved:
@@ -152,8 +154,7 @@ class Worker:
                 group.create_task(self._quarantine()),
             ]
             await self._until_ended()
-            for task in tasks:
-                task.cancel()
+            await cancelled(tasks)
 
     def _note_foreign(self, state: RunState, fact: Logged) -> None:
         if isinstance(fact, Skipped) and state.ending is None:
@@ -178,7 +179,7 @@ class Worker:
             started = self._clerk.now()
             async with _heartbeat(work):
                 outcome = await self._handle(work.fact)
-            await work.ack()
+            await self._acknowledge(work)
             self._log.info(
                 "handled",
                 sequence=work.fact.sequence,
@@ -187,6 +188,12 @@ class Worker:
             )
             if self._follower.state.ending is not None:
                 return
+
+    async def _acknowledge(self, work: Work) -> None:
+        try:
+            await work.ack()
+        except BusError as cause:  # it is handed out again, and whoever takes it finds it done
+            self._log.warning("not acknowledged", sequence=work.fact.sequence, error=str(cause))
 
     async def _handle(self, fact: Logged) -> str:
         state = await self._follower.reached(fact.sequence)
@@ -200,25 +207,39 @@ class Worker:
         return f"{fact.envelope.type}: {decided} decided, {performed} performed"
 
     async def _decide(self, fact: Fact) -> int:
+        state, whole = self._follower.state, False
         for _ in range(DECIDE_TRIES):
-            state = self._follower.state
-            events = list(self._role.decide(state, fact))
+            events = list(self._role.decide(state, fact)) if state.ending is None else []
             if not events:
                 return 0
+            fence = _fence(state, events)
+            if fence is not None and not whole:
+                state, whole = await self._whole(), True
+                continue
             drafts = self._clerk.drafts(fact, state.sequence, events, decided(self._role.name, fact.envelope.type))
             try:
-                appended = await self._bus.append(self._clerk.run, drafts, _fence(state, events))
-            except FenceMoved as moved:
-                await self._follower.reached(moved.actual)
+                appended = await self._bus.append(self._clerk.run, drafts, fence)
+            except FenceMoved:
+                state = await self._whole()
                 continue
             await self._follower.reached(appended.sequence)
             return len(events)
         raise FenceMoved(self._follower.state.sequence)
 
+    async def _whole(self) -> RunState:
+        """The state at the log's end, where no batch is folded in part: a decision may be in it and the run's end not
+        yet, which the same batch holds. Gives up on a log that grows faster than it can ask for its end."""
+        for _ in range(DECIDE_TRIES):
+            last = await self._bus.last_sequence(self._clerk.run)
+            state = await self._follower.reached(last)
+            if state.sequence == last:
+                break
+        return state
+
     async def _perform(self, fact: Fact | Custom) -> int:
         # An effect is dear and may have been recorded already, after a crash say: look at the log's very end first.
         state = await self._follower.reached(await self._bus.last_sequence(self._clerk.run))
-        if fact.envelope.id in state.settled or self._role.perform is None:
+        if (self._role.settles and fact.envelope.id in state.settled) or self._role.perform is None:
             return 0
         done, batches = 0, self._role.perform(state, fact)
         handler = performed(self._role.name, fact.envelope.type)
@@ -249,7 +270,8 @@ async def _heartbeat(work: Work) -> AsyncIterator[None]:
     async def beat() -> None:
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
-            await work.in_progress()
+            with suppress(BusError):  # a server that comes back must hear of it again
+                await work.in_progress()
 
     task = asyncio.create_task(beat())
     try:
@@ -257,6 +279,16 @@ async def _heartbeat(work: Work) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)  # and not `await task`, which would hide our own cancelling
+
+
+async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel until all are done: in Python 3.11 `wait_for` loses a cancellation that comes in the instant of a result,
+    and the bus's client waits by it."""
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)  # how they ended is for who started them to know
 
 
 async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk]) -> None:
@@ -273,6 +305,8 @@ async def _serve_one(worker: Worker, run: str) -> None:
     """One run among many: what is wrong with it is logged and harms no other."""
     try:
         await worker.serve()
+    except* WorkerError:
+        raise  # it is the worker that is wrong, whatever the run
     except* ResiaError as group:
         for cause in group.exceptions:
             _log.error("run given up", run=run, error=str(cause))

@@ -1,0 +1,181 @@
+"""Worker processes of a disturbed run: the real loop, bus and rules, invented outcomes, strikes at boundaries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import traceback
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from histories import DECIDERS, DECIDES, PERFORMS, World, _Performer
+from resia.events import Blob, Draft, Event, Fact
+from resia.replay.state import RunState
+from resia.runtime import bus as bus_module
+from resia.runtime import worker as worker_module
+from resia.runtime.blobs import DirectoryBlobs
+from resia.runtime.bus import Bus, connect
+from resia.runtime.process import configure_logs
+from resia.runtime.protocol import Appended
+from resia.runtime.server import Access
+from resia.runtime.worker import Clerk, Role, Worker
+
+from .strikes import Strikes, write_pid
+
+ACK_WAIT_S = 1.0  # what a killed worker had in hand is handed out again after this
+ACK_TIMEOUT_S = 2.0  # an answer that a killed server owed is given up after this
+
+
+def quicken() -> None:
+    """Shorten the product's waits, so that hundreds of restarts take minutes. Before any connection is made."""
+    bus_module.ACK_WAIT_S = worker_module.ACK_WAIT_S = ACK_WAIT_S
+    bus_module.ACK_TIMEOUT_S = ACK_TIMEOUT_S
+
+
+class Actor(NamedTuple):
+    """One worker process. `forgets` acknowledgements: the first of every event is not sent."""
+
+    role: str
+    name: str
+    world: World
+    forgets: bool = False
+
+
+class Shelf(MutableMapping[str, bytes]):
+    """The performer's bytes by digest, in a directory that all processes share."""
+
+    def __init__(self, blobs: DirectoryBlobs) -> None:
+        self._blobs = blobs
+
+    def __getitem__(self, digest: str) -> bytes:
+        return self._blobs.get(Blob(digest, 0))
+
+    def __setitem__(self, digest: str, data: bytes) -> None:
+        assert self._blobs.put(data).digest == digest
+
+    def __delitem__(self, digest: str) -> None:
+        raise NotImplementedError("blobs are kept")
+
+    def __iter__(self) -> Iterator[str]:
+        raise NotImplementedError("blobs are asked for by name")
+
+    def __len__(self) -> int:
+        raise NotImplementedError("blobs are asked for by name")
+
+
+class Acknowledged(msgspec.Struct, frozen=True):
+    """An append that the server acknowledged, as a worker wrote it down: the batch's last number, its ids in order."""
+
+    role: str
+    sequence: int
+    ids: tuple[str, ...]
+    already: bool = False  # the server had it, or another outcome of the same request, before
+
+
+class Notebook:
+    """Acknowledged appends on disk before anything follows from them."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(self, entry: Acknowledged) -> None:
+        os.write(self._file, msgspec.json.encode(entry) + b"\n")
+        os.fsync(self._file)
+
+
+def role_of(actor: Actor, blobs: DirectoryBlobs) -> Role:
+    performer = _Performer(actor.world, {})
+    performer.blobs = Shelf(blobs)
+    decides = DECIDES.get(actor.role, ())
+    return Role(
+        actor.role, decides, DECIDERS.get(actor.role, _nothing), PERFORMS[actor.role], performer,
+        quarantines=actor.role == "feedback",
+    )  # fmt: skip
+
+
+def _nothing(state: RunState, fact: Fact) -> list[Event]:
+    del state, fact
+    return []
+
+
+class _Handed(NamedTuple):
+    """Work whose acknowledgement is watched."""
+
+    work: Any
+    strikes: Strikes
+    withhold: bool
+
+    @property
+    def fact(self) -> Any:
+        return self.work.fact
+
+    async def ack(self) -> None:
+        if isinstance(self.work.fact, Fact):
+            await self.strikes.at("unacked", self.work.fact.envelope.id)
+        if not self.withhold:
+            await self.work.ack()
+
+    async def in_progress(self) -> None:
+        await self.work.in_progress()
+
+
+def disturb(bus: Bus, actor: Actor, strikes: Strikes, notebook: Notebook) -> None:
+    """Have this connection strike at its boundaries and note what was acknowledged."""
+    append, work, request = bus.append, bus.work, bus._client.request
+    seen: set[int] = set()
+
+    async def struck_append(run: str, drafts: Sequence[Draft], fence: int | None = None) -> Appended:
+        first = drafts[0].id
+        await strikes.at("before", first)
+        appended = await append(run, drafts, fence)
+        ids = tuple(draft.id for draft in drafts)
+        notebook.note(Acknowledged(actor.role, appended.sequence, ids, appended.already))
+        await strikes.at("after", first)
+        return appended
+
+    async def struck_request(subject: str, *args: Any, **kwargs: Any) -> Any:
+        if (kwargs.get("headers") or {}).get("Nats-Batch-Commit"):
+            await strikes.at("amid", subject.rpartition(".")[2])
+        return await request(subject, *args, **kwargs)
+
+    async def watched_work(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for handed in work(*args, **kwargs):
+            withhold = actor.forgets and handed.fact.sequence not in seen
+            seen.add(handed.fact.sequence)
+            yield _Handed(handed, strikes, withhold)
+
+    bus.append, bus.work, bus._client.request = struck_append, watched_work, struck_request  # type: ignore
+
+
+async def serve(folder: Path, access: Access, run: str, actor: Actor) -> None:
+    bus = await connect(access.url, *access.login(actor.role))
+    disturb(bus, actor, Strikes(folder, actor.name), Notebook(folder / f"{actor.name}.acknowledged"))
+    write_pid(folder, actor.name, os.getpid())
+    clerk = Clerk(run, actor.role, actor.name, "chaos", _clock)
+    try:
+        await Worker(bus, role_of(actor, DirectoryBlobs(folder / "blobs")), clerk).serve()
+    finally:
+        await bus.close()
+
+
+def _clock() -> float:
+    import time
+
+    return time.time()
+
+
+def main(folder: Path, access: Access, run: str, actor: Actor) -> int:
+    """Body of a forked process; its exit code."""
+    log = os.open(folder / f"{actor.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    configure_logs()
+    try:
+        asyncio.run(serve(folder, access, run, actor))
+    except BaseException:  # noqa: BLE001 - a process ends here; its log says why and it is started again
+        traceback.print_exc()
+        return 1
+    return 0
