@@ -186,11 +186,11 @@ async def _each(groups: list[list[Draft]], write: Callable[[Sequence[Draft], str
 
 def _drafts(run: str, count: int) -> list[Draft]:
     """Recorded rollouts, the commonest event of a run."""
-    return rollouts(count, run)[2:]
+    return list(rollouts(count, run))[2:]
 
 
 def _fold(events: int) -> float:
-    drafts = rollouts(events, OURS)
+    drafts = list(rollouts(events, OURS))
     started = time.perf_counter()
     fold(decode(n, draft.subject, draft.data) for n, draft in enumerate(drafts, 1))
     return len(drafts) / (time.perf_counter() - started)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -26,6 +28,13 @@ async def bus(access: Access) -> AsyncIterator[Bus]:
     await bus.close()
 
 
+class Home(NamedTuple):
+    folder: Path
+    access: Access
+    bus: Bus
+    server: EmbeddedServer
+
+
 _numbers = itertools.count()
 
 
@@ -34,3 +43,15 @@ async def run(bus: Bus) -> str:
     name = f"run-{next(_numbers)}"
     await bus.create_run(name)
     return name
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    """A server of the test's own: its store folder, and a connection as admin."""
+    server = EmbeddedServer(tmp_path / "home")
+    access = server.start()
+    bus = await connect(access.url, *access.login("admin"))
+    await bus.create_registry()
+    yield Home(tmp_path / "home", access, bus, server)
+    await bus.close()
+    server.stop()

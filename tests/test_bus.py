@@ -107,7 +107,7 @@ async def test_follow_sees_what_comes_later(bus, run):
 async def test_what_a_role_has_no_right_to_say_is_skipped(access, bus, run):
     """The server lets a role use subjects of its own name; what it says there must be its own too."""
     await bus.append(run, drafts_of(run, [requested()]))
-    task = await nats.connect(access.url, user="task", password=access.passwords["task"])
+    task = await nats.connect(access.url, user="task", password=access.passwords["task"], inbox_prefix="_INBOX.task")
     forged = clerk(run, "task").draft(None, 1, decision(), "forged", 0)
     other = clerk("other", "feedback").draft(None, 1, decision(), "elsewhere", 0)
     stream = task.jetstream()
@@ -126,7 +126,13 @@ async def test_role_cannot_write_as_another(access, run, bus):
     async def on_error(error: Exception) -> None:
         refused.put_nowait(str(error))
 
-    trainer = await nats.connect(access.url, user="trainer", password=access.passwords["trainer"], error_cb=on_error)
+    trainer = await nats.connect(
+        access.url,
+        user="trainer",
+        password=access.passwords["trainer"],
+        error_cb=on_error,
+        inbox_prefix="_INBOX.trainer",
+    )
     await trainer.publish(f"resia.{run}.feedback.decision-made.x", b"{}")
     await trainer.publish(f"$JS.API.STREAM.DELETE.RUN-{run}", b"")
     texts = [await asyncio.wait_for(refused.get(), 10) for _ in range(2)]

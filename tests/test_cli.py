@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +16,14 @@ import structlog
 
 from given import clerk
 from histories import World, play, run_request
-from resia.events import DecisionMade, Draft, RunRequested
+from resia.events import OUTCOMES, DecisionMade, Draft, RunRequested
+from resia.replay.digest import digest
+from resia.replay.verify import blobs_named
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import connect
 from resia.runtime.cli import main
+from resia.runtime.cli_options import Interrupted
+from resia.runtime.cli_replay import stoppable
 from resia.runtime.server import EmbeddedServer
 
 RUN = "scripted"
@@ -95,7 +100,6 @@ def sentence(said: tuple[int, str, str], code: int = 2) -> str:
         (["run", "--domain", "denosing"], "unknown domain 'denosing': did you mean denoising?"),
         (["run", "--mode", "WH"], "unknown mode 'WH': did you mean W+H or W or H?"),
         (["run", "--algorithm", "grop"], "unknown algorithm 'grop': did you mean grpo"),
-        (["run", "--algorithm", "dpo"], "unknown algorithm (of those built) 'dpo': did you mean"),
         (["run", "--set", "loop.patince_h=1"], "'patince_h': did you mean patience_h"),
         (["run", "--set", "nonsense"], "--set takes name=value such as loop.patience_h=1, not 'nonsense'"),
         (["run", "--config", "no.toml"], "there is no settings file no.toml: check the name given to --config"),
@@ -113,10 +117,17 @@ def sentence(said: tuple[int, str, str], code: int = 2) -> str:
         (["explain", "x@0"], "'x@0' names no iteration"),
         (["explain", "x@one"], "'x@one' names no iteration"),
         (["replay", "x@1", "--at", "3"], "'x@1' already names an event: leave --at out"),
+        (["replay", "x", "--depth", "deep"], "unknown depth 'deep': did you mean"),
+        (["replay", "x", "--depth", "compute", "--verify"], "--verify is --depth decisions"),
+        (["replay", "x", "--depth", "compute", "--only", "drafts"], "unknown work for --only 'drafts': did you mean"),
+        (["replay", "x", "--only", "training"], "--only says what is performed again: it goes with --depth compute"),
         (["replay", "a b"], "run name 'a b' cannot be used"),
         (["assets", "pull", "smollm"], "unknown asset 'smollm': did you mean smollm2-135m-instruct"),
-        (["worker", "tsk"], "unknown role 'tsk': did you mean task"),
-        (["worker", "task", "--store", "none"], "no server runs over none: start a run there, or name a server"),
+        (["worker", "start", "tsk"], "unknown role or worker 'tsk': did you mean task"),
+        (
+            ["worker", "start", "task", "--store", "none"],
+            "no server runs over none: start a run there, or name a server",
+        ),
         (["bench", "log", "--events", "1"], "Invalid value for '--events'"),
     ],
 )
@@ -216,7 +227,7 @@ def test_a_name_that_no_run_can_have_is_no_trouble_of_the_server(say, store, com
 
 
 def test_a_worker_for_an_unknown_run(say, store):
-    assert "unknown run 'nope'" in sentence(say("worker", "task", "--run", "nope", "--store", store))
+    assert "unknown run 'nope'" in sentence(say("worker", "start", "task", "--run", "nope", "--store", store))
 
 
 @pytest.mark.parametrize("at", [0, -1, 10**9])
@@ -278,14 +289,44 @@ def test_tail_prints_the_log_and_can_pick_types(say, store):
     assert (code, len(out.splitlines())) == (0, len(HISTORY.facts))
 
 
-def test_replay_gives_the_state_at_any_event_and_checks_every_rule(say, store):
-    (whole,) = lines(say("replay", RUN, "--verify", "--json", "--store", store))
-    assert (whole["status"], whole["verified"], whole["problems"]) == ("completed", True, [])
+@pytest.mark.parametrize("args", [[], ["--depth", "state"], ["--depth", "decisions"], ["--verify"]])
+def test_a_sound_log_replays_at_every_depth(say, store, args):
+    (whole,) = lines(say("replay", RUN, *args, "--json", "--store", store))
+    assert whole["depth"] == ("decisions" if args[-1:] in (["decisions"], ["--verify"]) else "state")
+    assert (whole["status"], whole["events"], whole["divergences"]) == ("completed", len(HISTORY.facts), [])
+    assert whole["digest"] == digest(HISTORY.state)
+    assert "moment" not in whole
+
+
+def test_replay_gives_the_state_and_the_harness_of_any_event(say, store, tmp_path):
     (again,) = lines(say("replay", RUN, "--at", len(HISTORY.facts), "--json", "--store", store))
-    assert again["digest"] == whole["digest"]
+    assert again["digest"] == digest(HISTORY.state)
     (first,) = lines(say("replay", f"{RUN}@1", "--json", "--store", store))
     assert first["iteration"] == 1
-    assert first["digest"] != whole["digest"]
+    assert first["digest"] != again["digest"]
+    assert first["moment"]["harness"] == first["champion"]["harness"]
+    code, out, err = say("replay", f"{RUN}@1", "--out", tmp_path / "out", "--store", store)
+    assert (code, err) == (0, "")
+    assert "system prompt, with 0 demonstrations:\n  Answer.\n" in out
+    assert json.loads((tmp_path / "out" / "moment.json").read_text()) == first["moment"]
+    assert "out is not empty" in sentence(say("replay", f"{RUN}@1", "--out", tmp_path / "out", "--store", store))
+
+
+def test_before_the_first_champion_there_is_nothing_to_export(say, store, tmp_path):
+    code, out, _ = say("replay", RUN, "--at", 2, "--store", store)
+    assert (code, "there is no champion yet at this event" in out) == (0, True)
+    found = sentence(say("replay", RUN, "--at", 2, "--out", tmp_path / "out", "--store", store))
+    assert found.startswith(f"run '{RUN}' has no champion at event 2 to export: take --at ")
+
+
+def test_what_cannot_be_performed_here_is_listed_and_is_no_divergence(say, store):
+    """The log's model is of another digest, and its package is not this one."""
+    said = say("replay", RUN, "--depth", "compute", "--json", "--store", store)
+    (found,) = lines(said)
+    assert (found["depth"], found["divergences"], found["performed"]) == ("compute", [], {})
+    outcomes = [f.sequence for f in HISTORY.facts if isinstance(f.event, OUTCOMES)]
+    assert [unsaid["event"] for unsaid in found["not_comparable"]] == outcomes
+    assert all(unsaid["fields"]["package"][0] in ("0", "1.0") for unsaid in found["not_comparable"])
 
 
 def test_a_damaged_blob_fails_the_verification_with_its_event(say, store):
@@ -293,9 +334,25 @@ def test_a_damaged_blob_fails_the_verification_with_its_event(say, store):
     kept = victim.read_bytes()
     victim.write_bytes(b"damaged")
     code, out, err = say("replay", RUN, "--verify", "--store", store)
+    code_json, line, _ = say("replay", RUN, "--depth", "decisions", "--json", "--store", store)
+    shallow = say("replay", RUN, "--store", store)[0]
     victim.write_bytes(kept)
     assert (code, err) == (1, "")
     assert f"(blob): blob {victim.name[:12]}" in out
+    (divergence,) = json.loads(line)["divergences"]
+    assert (code_json, divergence["kind"]) == (1, "blob")
+    assert divergence["why"].startswith(f"blob {victim.name[:12]}")
+    named = [blob.digest for blob in blobs_named(HISTORY.facts[divergence["event"] - 1].event)]
+    assert victim.name in named
+    assert shallow == 0  # the state depth reads the log only
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_replay_that_is_stopped_says_so(name):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), stoppable():
+        signal.raise_signal(signal.Signals[name])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_texts_for_people_hold_the_same(say, store):

@@ -12,6 +12,7 @@ from resia.events import NAMES, TYPES
 from resia.events.subjects import ROLES
 from resia.runtime import cli
 from resia.runtime.blobs import DirectoryBlobs
+from resia.runtime.cli_options import BUDGET, DONE, FAILED, INTERRUPTED, USAGE
 from resia.runtime.resources import Resources
 from resia.runtime.roles import ROLE_NAMES, role
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WORDS = [*PAGES, *(p for p in sorted((ROOT / "examples").rglob("*")) if p.suffix in {".py", ".toml", ".md"})]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-GROUPS = ("assets", "bench")
+GROUPS = ("assets", "bench", "worker")
 KNOWN_HOSTS = {"keepachangelog.com", "semver.org", "arxiv.org"}
 NO_ONE = "nobody yet"
 
@@ -49,7 +50,7 @@ def exists(command: str, capsys: pytest.CaptureFixture[str]) -> bool:
     code = cli.main([*name, "--help"])
     text = capsys.readouterr().out
     options = [word.partition("=")[0] for word in rest if word.startswith("--")]
-    return code == cli.DONE and all(re.search(rf"(?<!\S){option}\b", text) for option in options)
+    return code == DONE and all(re.search(rf"(?<!\S){option}\b", text) for option in options)
 
 
 def test_commands_are_found_in_the_pages():
@@ -85,7 +86,7 @@ def test_the_readme_names_make_test_and_make_demo_before_anything_else():
 
 def test_the_readme_has_the_exit_codes():
     rows = re.findall(r"^\| (\d+) \| ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert [int(code) for code in rows] == [cli.DONE, cli.FAILED, cli.USAGE, cli.BUDGET, cli.INTERRUPTED]
+    assert [int(code) for code in rows] == [DONE, FAILED, USAGE, BUDGET, INTERRUPTED]
 
 
 def event_table() -> dict[str, tuple[set[str], set[str]]]:

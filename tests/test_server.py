@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,7 +23,8 @@ from given import clerk, requested
 from resia.events.errors import BusError, UsageError
 from resia.events.subjects import ROLES
 from resia.runtime.bus import connect
-from resia.runtime.server import READER, Access, EmbeddedServer, running_access, server_config
+from resia.runtime.permissions import Grant, server_config
+from resia.runtime.server import READER, Access, EmbeddedServer, running_access
 from resia.runtime.store import Store, opened, require_run
 
 
@@ -34,10 +36,12 @@ def server(tmp_path):
 
 
 ACCESS = Access("nats://127.0.0.1:4222", {name: f"secret-{name}" for name in ("admin", READER, *ROLES)})
+FORBIDDEN = ("DELETE", "PURGE", "UPDATE", "STREAM.>", "API.>", "DIRECT", "RESET")
+GRANTS = [Grant("alerts_watch", "alerts", ("alerts_found",), "secret-grant")]
 
 
 def users() -> dict[str, dict]:
-    config = server_config(ACCESS, 4222, "/s")
+    config = server_config(ACCESS, 4222, Path("/s"), GRANTS)
     listed = json.loads(re.search(r"users: (\[.*\])", config, re.DOTALL).group(1))
     return {user["user"]: user for user in listed}
 
@@ -57,10 +61,12 @@ def test_a_role_may_write_its_own_events_and_no_one_may_delete_but_admin():
             assert "permissions" not in user
             continue
         publish = user["permissions"]["publish"]
-        assert [s for s in publish if s.startswith("resia.")] == ([f"resia.*.{name}.>"] if name != READER else [])
-        assert not [s for s in publish if any(x in s for x in ("DELETE", "PURGE", "UPDATE", "STREAM.>", "API.>"))]
+        own = {READER: [], "alerts_watch": ["resia.*.alerts.alerts_found.*"]}.get(name, [f"resia.*.{name}.>"])
+        assert [s for s in publish if s.startswith("resia.")] == own
+        assert not [s for s in publish if any(x in s for x in FORBIDDEN)]
+        assert not [s for s in publish if s.startswith("_INBOX")]
         assert ">" not in publish
-        assert ">" not in user["permissions"]["subscribe"]
+        assert {">", "_INBOX.>"}.isdisjoint(user["permissions"]["subscribe"])
 
 
 def test_every_password_is_its_own(server):

@@ -22,11 +22,11 @@ from resia.replay.digest import digest
 from resia.replay.state import RunState
 from resia.runtime.config import load_settings
 from resia.runtime.reading import load
+from resia.runtime.replaying import verify_log
 from resia.runtime.server import running_access
 from resia.runtime.session import DEFAULT_WORKERS, Session, Watch, launch, parse_workers
 from resia.runtime.store import Store
 from resia.runtime.supervisor import Died, Supervisor
-from resia.runtime.views import verify_log
 
 RUN = "whole"
 SETTINGS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,7 @@ from .catalogue import EVENT_CLASSES, TYPES, WRITERS, Event, version_of
 from .custom import is_custom, wire_type
 from .envelope import Custom, Envelope, Fact
 from .errors import UnreadableEvent
-from .subjects import event_subject
+from .subjects import event_subject, type_token
 from .upcasters import UPCASTERS
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -23,12 +23,29 @@ class _Wire(Envelope, frozen=True, kw_only=True):
     payload: msgspec.Raw
 
 
+class _Typed(NamedTuple):
+    """How a message of one type in its current version is decoded in one pass, its payload with its envelope."""
+
+    name: str
+    version: int
+    decoder: msgspec.json.Decoder[Any]
+
+
+def _typed(name: str, cls: type[Event]) -> _Typed:
+    wire = msgspec.defstruct(
+        f"_Wire{cls.__name__}", [("payload", cls)], bases=(Envelope,), frozen=True, kw_only=True, gc=False
+    )
+    return _Typed(name, version_of(name), msgspec.json.Decoder(wire))
+
+
 _encoder = msgspec.json.Encoder(order="deterministic")
 _wire_decoder = msgspec.json.Decoder(_Wire)
 _payload_decoders: dict[str, msgspec.json.Decoder[Event]] = {
     name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()
 }
+_typed_decoders = {name: _typed(name, cls) for name, cls in TYPES.items()}
 _ENVELOPE_FIELDS = tuple(f.name for f in msgspec.structs.fields(Envelope))
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def encode(envelope: Envelope, event: msgspec.Struct) -> bytes:
@@ -42,6 +59,36 @@ def encode(envelope: Envelope, event: msgspec.Struct) -> bytes:
 
 def decode(sequence: int, subject: str, data: bytes) -> Fact | Custom:
     """Fact number `sequence` from its stored bytes; raises UnreadableEvent naming what is wrong."""
+    return _decode_typed(sequence, subject, data) or _decode_any(sequence, subject, data)
+
+
+def _decode_typed(sequence: int, subject: str, data: bytes) -> Fact | None:
+    """The fact, where the subject names a type of the core and the message is one of its current version."""
+    typed = _typed_decoders.get(type_token(subject))
+    if typed is None:
+        return None
+    try:
+        wire = typed.decoder.decode(data)
+    except _UNDECODABLE:
+        return None  # `_decode_any` says why
+    if wire.type != typed.name or wire.version != typed.version:
+        return None
+    envelope = Envelope(
+        wire.id,
+        wire.run,
+        wire.type,
+        wire.version,
+        wire.cause,
+        wire.basis,
+        wire.producer,
+        wire.recorded_at,
+        wire.trace,
+    )
+    return Fact(sequence, merkle.leaf(sequence, subject, data), envelope, wire.payload)
+
+
+def _decode_any(sequence: int, subject: str, data: bytes) -> Fact | Custom:
+    """The envelope first, then the payload as its type and version say."""
     try:
         wire = _wire_decoder.decode(data)
         envelope = Envelope(**{name: getattr(wire, name) for name in _ENVELOPE_FIELDS})
@@ -52,7 +99,7 @@ def decode(sequence: int, subject: str, data: bytes) -> Fact | Custom:
         if is_custom(wire.type):
             return Custom(sequence, leaf, envelope, msgspec.json.decode(wire.payload, type=dict[str, Any]))
         raise UnreadableEvent(sequence, f"unknown type '{_clip(wire.type)}'")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
+    except _UNDECODABLE as cause:
         raise UnreadableEvent(sequence, _clip(str(cause))) from cause
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
+
+_PREFIX = struct.Struct(">BQI").pack  # 0 for a leaf, number, length of the subject
 
 
 def leaf(sequence: int, subject: str, data: bytes) -> str:
     """Hex hash of one stored message, bound to its number and subject."""
-    digest = hashlib.sha256(b"\x00" + sequence.to_bytes(8, "big") + len(subject).to_bytes(4, "big"))
-    digest.update(subject.encode())
-    digest.update(data)
+    name = subject.encode()
+    digest = hashlib.sha256(_PREFIX(0, sequence, len(subject)) + name)
+    digest.update(data)  # and not joined to the rest, which would copy it
     return digest.hexdigest()
 
 

@@ -1,9 +1,14 @@
-"""evolve: fold one fact into the state of a run. Total, and without rules: whatever the log says is so."""
+"""evolve: fold one fact into the state of a run. Total, and without rules: whatever the log says is so.
+
+Nine facts of ten are rollouts, and they come together. So neighbours of one such type are applied as one stretch, with
+one change of each map; a fact by itself is a stretch of one, and any way to cut a log gives the same state.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, assert_never
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, assert_never, cast
 
 import msgspec
 from immutables import Map
@@ -55,36 +60,66 @@ from .verdicts import apply_verdict, record_failed_trial
 _replace = msgspec.structs.replace
 
 
+Stretch = Sequence[Logged]  # never empty; more than one only of a type in _TOGETHER
+_TOGETHER = frozenset({RolloutRecorded, StepTrained, Skipped})
+
+
 def fold(facts: Iterable[Logged], state: RunState | None = None) -> RunState:
     """State after `facts`, from `state` or from nothing."""
     state = state or RunState()
-    for fact in facts:
-        state = evolve(state, fact)
+    for stretch in _stretches(facts):
+        state = _apply(_number(state, stretch), stretch)
     return state
 
 
 def evolve(state: RunState, fact: Logged) -> RunState:
     """State after one more fact. A skipped or custom message counts in numbering and roots, and changes nothing."""
-    base: dict[str, Any] = {"sequence": fact.sequence, "leaves": state.leaves.set(fact.sequence, fact.leaf)}
+    stretch = (fact,)
+    return _apply(_number(state, stretch), stretch)
+
+
+def _stretches(facts: Iterable[Logged]) -> Iterator[Stretch]:
+    for kind, neighbours in groupby(facts, _kind):
+        if kind in _TOGETHER:
+            yield tuple(neighbours)
+        else:
+            yield from ((fact,) for fact in neighbours)
+
+
+def _kind(fact: Logged) -> type:
+    return type(fact.event) if type(fact) is Fact else type(fact)
+
+
+def _number(state: RunState, stretch: Stretch) -> RunState:
+    last = stretch[-1]
+    changes: dict[str, Any] = {
+        "sequence": last.sequence,
+        "leaves": state.leaves.update({fact.sequence: fact.leaf for fact in stretch}),
+    }
+    if isinstance(last, Fact) and isinstance(last.event, OUTCOMES) and last.envelope.cause is not None:
+        changes["settled"] = state.settled.set(last.envelope.cause, None)
+    return _replace(state, **changes)
+
+
+def _apply(state: RunState, stretch: Stretch) -> RunState:
+    fact = stretch[0]
     if isinstance(fact, Skipped):
-        return _replace(state, **base, skipped=(*state.skipped, fact.sequence))
+        return _replace(state, skipped=(*state.skipped, *(skipped.sequence for skipped in stretch)))
     if isinstance(fact, Custom):
-        return _replace(state, **base)
-    if isinstance(fact.event, OUTCOMES) and fact.envelope.cause is not None:
-        base["settled"] = state.settled.set(fact.envelope.cause, None)
-    return _apply(_replace(state, **base), fact)
-
-
-def _apply(state: RunState, fact: Fact) -> RunState:
+        return state
     event = fact.event
     match event:
+        case RolloutRecorded():
+            return _add_rollouts(state, cast(Sequence[Fact], stretch))
+        case StepTrained():
+            return _add_steps(state, cast(Sequence[Fact], stretch))
         case RunRequested():
             return _replace(state, request=event, status="running")
         case HarnessDrafted():
             return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
         case HarnessEdited():
             return _replace(state, harnesses=_keep_first(state.harnesses, event.harness.digest, event))
-        case EvaluationRequested() | RolloutRecorded() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
+        case EvaluationRequested() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
             return _apply_measurement(state, fact.envelope.id, event)
         case CandidateAccepted() | CandidateRejected() | CandidateUndecided():
             return apply_verdict(state, event)
@@ -92,7 +127,7 @@ def _apply(state: RunState, fact: Fact) -> RunState:
             return _apply_decision(state, fact.sequence, event)
         case EditFailed():
             return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
-        case TrainingRequested() | RoundRequested() | StepTrained() | RoundTrained() | AdapterTrained():
+        case TrainingRequested() | RoundRequested() | RoundTrained() | AdapterTrained():
             return _apply_training(state, fact.envelope.id, event)
         case TrainingFailed():
             state = _set_training(state, event.training, outcome=event)
@@ -133,7 +168,7 @@ def _apply_decision(state: RunState, sequence: int, event: DecisionMade) -> RunS
     return _replace(_rooted(state, event.root_to), decisions=decisions)
 
 
-Measurement = EvaluationRequested | RolloutRecorded | RolloutFailed | ShardSampled | EvaluationCompleted
+Measurement = EvaluationRequested | RolloutFailed | ShardSampled | EvaluationCompleted
 
 
 def _apply_measurement(state: RunState, event_id: str, event: Measurement) -> RunState:
@@ -144,8 +179,6 @@ def _apply_measurement(state: RunState, event_id: str, event: Measurement) -> Ru
                 evaluations=state.evaluations.set(event_id, Evaluation(event_id, event)),
                 evaluation_order=(*state.evaluation_order, event_id),
             )
-        case RolloutRecorded():
-            return _add_rollout(state, event_id, event)
         case RolloutFailed():
             ledger = _replace(state.ledger, failed_rollouts=state.ledger.failed_rollouts + 1)
             state = _replace(state, ledger=ledger)
@@ -161,18 +194,33 @@ def _apply_measurement(state: RunState, event_id: str, event: Measurement) -> Ru
             assert_never(event)
 
 
-def _add_rollout(state: RunState, event_id: str, event: RolloutRecorded) -> RunState:
-    ledger = _replace(state.ledger, rollouts=state.ledger.rollouts + 1)
-    scores = state.scores
-    if event.answer and not event.reused and (event.item, event.answer) not in scores:
-        scores = scores.set((event.item, event.answer), event_id)
-    state = _replace(state, ledger=ledger, scores=scores)
-    if event.evaluation in state.evaluations:
-        held = state.evaluations[event.evaluation].rollouts
-        return _set_evaluation(state, event.evaluation, rollouts=held.set(event_id, event))
-    if event.evaluation in state.trainings:
-        held = state.trainings[event.evaluation].rollouts
-        return _set_training(state, event.evaluation, rollouts=held.set(event_id, event))
+def _add_rollouts(state: RunState, stretch: Sequence[Fact]) -> RunState:
+    scores = state.scores.mutate()
+    rollouts: dict[str, dict[str, RolloutRecorded]] = {}  # by evaluation or training, by event id
+    for fact in stretch:
+        event, event_id = cast(RolloutRecorded, fact.event), fact.envelope.id
+        rollouts.setdefault(event.evaluation, {})[event_id] = event
+        if event.answer and not event.reused and (key := (event.item, event.answer)) not in scores:
+            scores[key] = event_id
+    ledger = _replace(state.ledger, rollouts=state.ledger.rollouts + len(stretch))
+    state = _replace(state, ledger=ledger, scores=scores.finish())
+    for request, added in rollouts.items():
+        if request in state.evaluations:
+            state = _set_evaluation(state, request, rollouts=state.evaluations[request].rollouts.update(added))
+        elif request in state.trainings:
+            state = _set_training(state, request, rollouts=state.trainings[request].rollouts.update(added))
+    return state
+
+
+def _add_steps(state: RunState, stretch: Sequence[Fact]) -> RunState:
+    steps: dict[str, list[StepTrained]] = {}  # by training: its tuple is copied once a stretch
+    for fact in stretch:
+        event = cast(StepTrained, fact.event)
+        steps.setdefault(event.training, []).append(event)
+    for training, added in steps.items():
+        found = state.trainings.get(training)
+        if found is not None:
+            state = _set_training(state, training, steps=(*found.steps, *added))
     return state
 
 
@@ -193,7 +241,7 @@ def _add_shard(state: RunState, event: ShardSampled) -> RunState:
     return state
 
 
-TrainingFact = TrainingRequested | RoundRequested | StepTrained | RoundTrained | AdapterTrained
+TrainingFact = TrainingRequested | RoundRequested | RoundTrained | AdapterTrained
 
 
 def _apply_training(state: RunState, event_id: str, event: TrainingFact) -> RunState:
@@ -204,9 +252,6 @@ def _apply_training(state: RunState, event_id: str, event: TrainingFact) -> RunS
             found = state.trainings.get(event.training)
             asked = found.asked if found else Map()
             return _set_training(state, event.training, asked=asked.set(event.round, event_id))
-        case StepTrained():
-            found = state.trainings.get(event.training)
-            return _set_training(state, event.training, steps=(*(found.steps if found else ()), event))
         case RoundTrained():
             ledger = _replace(state.ledger, training_tokens=state.ledger.training_tokens + event.tokens)
             found = state.trainings.get(event.training)

@@ -10,7 +10,8 @@ from resia.events.errors import UnknownName, UsageError
 
 from .bus import connect
 from .config import ProcessConfig
-from .process import configure_logs, serve
+from .logs import configure_logs
+from .process import serve
 from .roles import ROLE_NAMES
 from .server import Access, running_access
 from .store import Store, require_run

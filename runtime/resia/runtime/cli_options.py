@@ -64,8 +64,12 @@ def _first(cause: BaseException) -> BaseException:
 
 
 def show(view: Coroutine[Any, Any, Any], json: bool) -> int:
-    """Print a view (`views.Shown`): its JSON lines, or its text; the exit code it asks for."""
-    shown = run_async(view)
+    """`print_shown` of a view that is made asynchronously."""
+    return print_shown(run_async(view), json)
+
+
+def print_shown(shown: Any, json: bool) -> int:
+    """Print a `views.Shown`: its JSON lines, or its text; the exit code it asks for."""
     if json:
         for line in shown.lines:
             emit(line)

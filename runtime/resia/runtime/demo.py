@@ -24,10 +24,10 @@ from . import assets
 from .config import checked
 from .console import View, controls_table, table
 from .reading import load
+from .replaying import verify_log
 from .session import Session, Watch, launch
 from .store import Store
 from .supervisor import Died, Supervisor
-from .views import verify_log
 
 RUN = "demo"
 KILL_ROUND = 1  # the second round of an update: one adapter is stored, the next is being computed

@@ -9,15 +9,33 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from resia.events import Logged, Skipped, read
 from resia.events import subjects as names
+from resia.events.errors import Tampered, UnreadableEvent
+from resia.events.merkle import leaf
+
+
+class Archived(msgspec.Struct, frozen=True):
+    """An archive of a run's whole log as it was at `time` (seconds since the epoch): where, and what it holds."""
+
+    path: str
+    sha256: str
+    time: float
+    events: int
+    merkle_root: str
 
 
 class RunEntry(msgspec.Struct, frozen=True):
-    """A run in the registry. `status` is a hint for listing; the log alone says how a run stands."""
+    """A run in the registry. `status` is a hint for listing; the log alone says how a run stands.
+
+    Two statuses are more than a hint: a run that is `importing` is not whole yet, and of one that is `removed` only
+    `archive` is left.
+    """
 
     run: str
     stream: str
     status: str = "active"
+    archive: Archived | None = None
 
 
 class Appended(NamedTuple):
@@ -51,3 +69,35 @@ def last_number(text: str) -> int:
     """The number at the end of 'wrong last sequence: N'."""
     tail = text.rsplit(":", 1)[-1].strip()
     return int(tail) if tail.isdigit() else 0
+
+
+def stream_sequence(reply: str) -> int:
+    """Number of a delivered message, from `$JS.ACK.[domain.account.]stream.consumer.delivered.NUMBER...`."""
+    tokens = reply.split(".")
+    return int(tokens[5 if len(tokens) == 9 else 7])
+
+
+def logged(run: str, sequence: int, subject: str, data: bytes) -> Logged:
+    """What the message that is number `sequence` of `run` says; Skipped where that is nothing."""
+    try:
+        fact = read(sequence, subject, data)
+    except UnreadableEvent as cause:
+        return Skipped(sequence, leaf(sequence, subject, data), cause.why)
+    if fact.envelope.run != run:  # and so its subject's: a consumer may deliver into any stream
+        return Skipped(sequence, fact.leaf, "its subject is another run's")
+    return fact
+
+
+def in_order(facts: list[Logged], after: int, last: int | None) -> list[Logged]:
+    """Those of `facts` that follow number `after`, up to `last`; Tampered when a number is missing among them.
+
+    What was delivered before, and comes again after a reconnect, is left out.
+    """
+    numbers = [fact.sequence for fact in facts]
+    if numbers == list(range(after + 1, after + 1 + len(numbers))) and (last is None or after + len(numbers) <= last):
+        return facts
+    fresh = [fact for fact in facts if fact.sequence > after and (last is None or fact.sequence <= last)]
+    for expected, fact in enumerate(fresh, after + 1):
+        if fact.sequence != expected:
+            raise Tampered(expected, f"it is missing, the next is {fact.sequence}")
+    return fresh

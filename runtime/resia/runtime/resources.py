@@ -5,6 +5,7 @@ Heavy libraries are imported here, by the process that needs them and only then.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from resia.agents.ports import AgentPorts, Engine, Sandbox
+from resia.agents.ports import AgentPorts, Engine
 from resia.domains.base import Domain
 from resia.domains.registry import load_domain
 from resia.events import Blobs, EngineSettings, Manifest, RunRequested, RunSettings, TrainingSettings
-from resia.events.errors import UsageError
+from resia.events.errors import ResiaError, UsageError
 
 from . import assets
 
 if TYPE_CHECKING:
     from resia.trainers.policy import Policy
+
+    from .sandbox import ProcessSandbox
 
 # Where a domain's data comes from when its options name no path: an asset of this package's catalogue.
 DOMAIN_ASSETS = {"denoising": ("path", "celltypist-sample")}
@@ -93,6 +96,47 @@ class Resources:
             package_version(),
         )
 
+    def here(self, request: RunRequested, threads: int) -> Manifest:
+        """What this machine would perform with if `threads` were asked for, which it has up to one a processor.
+
+        The model's digest is that of the folder that is here, empty where there is none. Without `sandbox_tier`.
+        """
+        import torch
+
+        engine = request.settings.engine
+        try:
+            digest = assets.model_digest(model_folder(engine, self._cache))
+        except ResiaError:
+            digest = ""
+        return Manifest(
+            engine.model,
+            digest,
+            engine.dtype,
+            min(threads, os.cpu_count() or 1),
+            torch.backends.cpu.get_cpu_capability(),
+            package_version(),
+        )
+
+    def domain_digest(self, request: RunRequested) -> str:
+        """Digest of the domain's data that are here, empty where there are none."""
+        try:
+            return domain_for(request.settings, self._cache).digest
+        except ResiaError:
+            return ""
+
+    def sandbox_tier(self) -> str:
+        """How generated code is confined here; "none" where it is refused."""
+        try:
+            return self._sandbox().tier
+        except UsageError:
+            return "none"
+
+    def close(self) -> None:
+        """End the sandbox's processes, where it was started."""
+        if self._sandbox.cache_info().currsize:
+            self._sandbox().close()
+            self._sandbox.cache_clear()
+
     def _load_domain(self, settings: bytes, digest: str) -> Domain:
         domain = domain_for(msgspec.json.decode(settings, type=RunSettings), self._cache)
         if domain.digest != digest:
@@ -113,13 +157,16 @@ class Resources:
             )
         return engine
 
-    def _start_sandbox(self) -> Sandbox:
+    def _start_sandbox(self) -> ProcessSandbox:
         from .sandbox import ProcessSandbox, SandboxLimits
 
         return ProcessSandbox(SandboxLimits(), unsafe_local=self._unsafe)
 
     def _load_policy(self, engine: EngineSettings, digest: str, training: TrainingSettings) -> Policy:
+        from transformers.utils import logging
+
         from resia.trainers.policy import Policy
 
+        logging.disable_progress_bar()
         folder = model_folder(engine, self._cache)
         return Policy.load(folder, engine.dtype, engine.threads, training, digest)

@@ -12,7 +12,12 @@ from resia.events.subjects import check_run
 
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
-from .server import Access, EmbeddedServer, running_access
+from .protocol import RunEntry
+from .server import READER, Access, EmbeddedServer, running_access
+from .witness import Witness
+
+REMOVED = "removed"  # status of a run of which only the archive is left
+SERVERS = "servers"  # file in the folder: external servers that it was used with, an address a line
 
 
 class Store(NamedTuple):
@@ -25,17 +30,40 @@ class Store(NamedTuple):
         """The folder, where there is none yet; UsageError when it cannot be."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remember()
         except OSError as cause:
             raise UsageError(
                 f"the store {self.folder} cannot be used ({cause.strerror}): name another folder with --store"
             ) from None
 
     def blobs(self) -> DirectoryBlobs:
-        return DirectoryBlobs(self.folder / "blobs")
+        """The folder's blobs. Of an external server the folder remembers the address: its logs name them too."""
+        blobs = DirectoryBlobs(self.folder / "blobs")
+        self._remember()
+        return blobs
+
+    def _remember(self) -> None:
+        if self.nats is not None and address(self.nats) not in self.servers():
+            with (self.folder / SERVERS).open("a") as sink:
+                sink.write(address(self.nats) + "\n")
+
+    def servers(self) -> tuple[str, ...]:
+        """Addresses of external servers whose logs name blobs of this folder."""
+        path = self.folder / SERVERS
+        return tuple(dict.fromkeys(path.read_text().split())) if path.exists() else ()
+
+    def witness(self, run: str) -> Witness:
+        return Witness(self.folder, run, self.nats)
 
     @property
     def workers(self) -> Path:
         return self.folder / "workers"
+
+
+def address(nats: str) -> str:
+    """A server's address without who asks."""
+    scheme, _, rest = nats.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 class Serving(NamedTuple):
@@ -63,20 +91,42 @@ async def serving(store: Store, *, port: int | None = None, share: bool = True) 
 
 
 @asynccontextmanager
-async def opened(store: Store) -> AsyncIterator[Bus]:
-    """The store's log for reading and administration; UsageError when there is no such store."""
+async def opened(store: Store, *, administrate: bool = False) -> AsyncIterator[Bus]:
+    """The store's log. UsageError when there is no such store.
+
+    For reading, unless this process starts the server itself or is to `administrate`: another's server is then asked
+    with a credential that can write nothing.
+    """
     if store.nats is None and not store.folder.is_dir():
         raise UsageError(f"there is no store at {store.folder}: name the folder of a run with --store")
     async with serving(store) as log:
-        bus = await connect(log.access.url, *log.access.login("admin"))
+        own = administrate or log.server is not None
+        bus = await connect(log.access.url, *log.access.login("admin" if own else READER))
         try:
-            await bus.create_registry()
+            if own:
+                await bus.create_registry()
             yield bus
         finally:
             await bus.close()
 
 
 async def require_run(bus: Bus, run: str) -> None:
-    """Raise UnknownName with the nearest runs when there is no `run`, UsageError for what can be no run's name."""
-    if await bus.find_run(check_run(run)) is None:
+    """Raise UnknownName with the nearest runs when there is no `run`, UsageError for what can be no run's name.
+
+    UsageError too for a run of which only the archive is left, or whose import was never finished.
+    """
+    entry = await bus.find_run(check_run(run))
+    if entry is None:
         raise UnknownName("run", run, [entry.run for entry in await bus.runs()])
+    check_not_removed(entry)
+    if entry.status == "importing":
+        raise UsageError(f"run '{run}' is not whole: its import or restore was interrupted, so ask for it again")
+
+
+def check_not_removed(entry: RunEntry) -> None:
+    """Raise UsageError for a run of which only the archive is left."""
+    if entry.status != REMOVED:
+        return
+    kept = entry.archive
+    where = f"is archived at {kept.path}: resia restore {kept.path}" if kept else "is gone"
+    raise UsageError(f"run '{entry.run}' was removed and {where}")

@@ -1,0 +1,203 @@
+"""Reading a long log fast: a plain connection of its own to which the server pushes, split into events as it comes.
+
+The client library spends some 25 us on a message, this 2 us. It speaks as much of the public NATS protocol as one
+ephemeral consumer needs, and only where that is plain: no TLS, user and password or nothing. Whatever is not, and
+whatever breaks, raises BulkUnavailable between two events; the caller goes on from there with the client library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from resia.events.errors import BusError
+
+ANSWER_S = 5.0  # a server that has been silent for so long, heartbeats and all, is given up
+_HEARTBEAT_S = 2
+_NANO = 10**9
+_CONTROL = b"NATS/1.0 1"  # status 100: flow control or idle heartbeat
+
+
+class BulkUnavailable(BusError):
+    """No bulk reading here, or no more: for the caller to go on without it."""
+
+
+class Address(NamedTuple):
+    """A server without TLS. `user` is empty where it asks for none."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+
+
+class Stored(NamedTuple):
+    """A message as the stream holds it. `reply` is what it was delivered with, which also says when it was stored."""
+
+    sequence: int
+    subject: str
+    data: bytes
+    reply: bytes = b""
+
+
+async def stored(address: Address, stream: str, first: int, inbox: str) -> AsyncGenerator[list[Stored], None]:
+    """Messages of `stream` from number `first`, in chunks and without end; `inbox` is free and the user's own.
+
+    Memory is bounded: the server sends on once the chunk before was taken. Raises BulkUnavailable.
+    """
+    splitter = _Splitter(address)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: splitter, address.host, address.port
+            )
+    except (OSError, TimeoutError) as cause:
+        raise BulkUnavailable(f"no second connection to {address.host}:{address.port}: {cause}") from cause
+    try:
+        await splitter.subscribed(inbox)
+        splitter.publish(f"$JS.API.CONSUMER.CREATE.{stream}", _consumer(stream, first, inbox), f"{inbox}.created")
+        while True:
+            messages, due = await splitter.take()
+            if messages:
+                yield messages
+            for subject in due:
+                splitter.publish(subject)
+    finally:
+        transport.close()
+
+
+def _consumer(stream: str, first: int, inbox: str) -> bytes:
+    config = {
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": first,
+        "deliver_subject": f"{inbox}.events",
+        "ack_policy": "none",
+        "max_deliver": 1,
+        "mem_storage": True,
+        "num_replicas": 1,
+        "flow_control": True,
+        "idle_heartbeat": _HEARTBEAT_S * _NANO,
+    }
+    return msgspec.json.encode({"stream_name": stream, "config": config})
+
+
+class _Splitter(asyncio.Protocol):
+    """Splits what the server sends into messages; keeps them until they are taken."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._rest = b""
+        self._messages: list[Stored] = []
+        self._due: list[bytes] = []  # flow control to answer once the messages before it are taken
+        self._arrived = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._broken: str | None = None
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(f"the connection was lost ({exc})")
+
+    def publish(self, subject: str | bytes, data: bytes = b"", reply: str = "") -> None:
+        name = subject.encode() if isinstance(subject, str) else subject
+        self._transport.write(b"PUB %b %b %d\r\n%b\r\n" % (name, reply.encode(), len(data), data))
+
+    async def subscribed(self, inbox: str) -> None:
+        """Introduce ourselves and listen below `inbox`; returns when the server has said that it agrees."""
+        login = {"user": self._address.user, "pass": self._address.password} if self._address.user else {}
+        # Both subjects by name: the server sends nothing to one that is only listened to through a wildcard.
+        hello = {"verbose": False, "pedantic": False, "headers": True, "lang": "python", "version": "1", **login}
+        self._transport.write(
+            b"CONNECT %b\r\nSUB %b.created 1\r\nSUB %b.events 2\r\nPING\r\n"
+            % (msgspec.json.encode(hello), inbox.encode(), inbox.encode())
+        )
+        await self._wait(self._ready)
+
+    async def take(self) -> tuple[list[Stored], list[bytes]]:
+        """What has come since the last call, and the flow control subjects to answer when it is dealt with."""
+        while not self._messages and not self._due:
+            await self._wait(self._arrived)
+            self._arrived.clear()
+        taken = self._messages, self._due
+        self._messages, self._due = [], []
+        return taken
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await event.wait()
+        except TimeoutError:
+            self._break(f"the server was silent for {ANSWER_S:g} s")
+        if self._broken is not None and not self._messages:
+            raise BulkUnavailable(f"bulk reading: {self._broken}")
+
+    def _break(self, why: str) -> None:
+        self._broken = self._broken or why
+        self._arrived.set()
+        self._ready.set()
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data if self._rest else data
+        try:
+            at = self._split(data)
+        except (ValueError, IndexError, UnicodeDecodeError, msgspec.MsgspecError) as cause:
+            self._break(f"the server said what is not understood ({cause})")
+            self._transport.close()
+            at = len(data)
+        self._rest = data[at:]
+        self._arrived.set()
+
+    def _split(self, data: bytes) -> int:
+        """Deal with every operation that is all there; where the first that is not begins."""
+        at, messages = 0, self._messages
+        while (end := data.find(b"\r\n", at)) >= 0:
+            fields, body = data[at:end].split(b" "), end + 2
+            if fields[0] != b"HMSG" and fields[0] != b"MSG":
+                self._operation(*data[at:end].partition(b" ")[::2])
+                at = body
+                continue
+            after = body + int(fields[-1])
+            if len(data) < after + 2:
+                break
+            header = body + int(fields[-2]) if fields[0] == b"HMSG" else body
+            reply = fields[3] if len(fields) == (6 if header > body else 5) else b""
+            if reply.startswith(b"$JS.ACK."):
+                tokens = reply.split(b".")
+                number = int(tokens[5 if len(tokens) == 9 else 7])
+                messages.append(Stored(number, fields[1].decode(), data[header:after], reply))
+            else:
+                self._control(reply, data[body:header], data[header:after])
+            at = after + 2
+        return at
+
+    def _control(self, reply: bytes, header: bytes, answer: bytes) -> None:
+        """Flow control, a heartbeat, or the answer to the consumer's creation."""
+        if header.startswith(_CONTROL):
+            stalled = [line for line in header.split(b"\r\n") if line.lower().startswith(b"nats-consumer-stalled:")]
+            self._due += [reply] if reply else [line.partition(b":")[2].strip() for line in stalled]
+        elif header:
+            self._break(f"the server ended it: {header[:80]!r}")
+        elif error := msgspec.json.decode(answer, type=dict[str, Any]).get("error"):
+            self._break(f"the server refuses the consumer: {error}")
+
+    def _operation(self, operation: bytes, rest: bytes) -> None:
+        match operation.upper():
+            case b"PING":
+                self._transport.write(b"PONG\r\n")
+            case b"PONG":
+                self._ready.set()
+            case b"INFO":
+                if msgspec.json.decode(rest, type=dict[str, Any]).get("tls_required"):
+                    self._break("the server requires TLS")
+            case b"-ERR":
+                self._break(f"the server refuses: {rest[:120]!r}")
+            case b"+OK":
+                pass
+            case other:
+                raise ValueError(f"operation {other[:20]!r}")
