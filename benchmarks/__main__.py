@@ -42,10 +42,13 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     "log": (
         Figure("single appends", ("append_single_per_s",), "{:,.0f} /s"),
         Figure("of the bare client's", ("ratio", "single"), goal=">= 0.5"),
-        Figure("batched appends", ("append_batch_per_s",), "{:,.0f} /s"),
+        Figure("batched appends", ("append_batch_per_s",), "{:,.0f} /s", ">= 30,000 /s"),
         Figure("of the bare client's", ("ratio", "batch"), goal=">= 0.5"),
         Figure("events read", ("read_per_s",), "{:,.0f} /s"),
-        Figure("events folded", ("fold_per_s",), "{:,.0f} /s"),
+        Figure("events folded", ("fold_per_s",), "{:,.0f} /s", ">= 200,000 /s"),
+        Figure("a million rebuilt", ("replay_1m_s",), "{:.1f} s", "< 10 s"),
+        Figure("append to handler, p99", ("p99_ms",), "{:.1f} ms", "< 10 ms"),
+        Figure("the same, 50 tails, 100 /s", ("tails", "p99_ms"), "{:.1f} ms"),
     ),
     "overhead": (
         Figure("bus and log, tiny model", ("runs", "tiny-random", "share"), "{:.1%}"),

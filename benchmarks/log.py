@@ -1,11 +1,14 @@
-"""Durable appends a second through `Bus` against the bare NATS client, side by side on one server; reads; the fold.
+"""The log against the bare NATS client on one server: appends, reads, latency, a long log rebuilt, tails; the fold.
 
 Both write the same bytes to streams of the same kind, with fsync before every acknowledgement, in alternating blocks.
 The bare client publishes one by one with `js.publish`, and in batches with nothing but the headers of an atomic batch:
 no expectation, no fence, no retry. It reads with its ordered consumer and decodes nothing. A ratio is the median over
 rounds of ours to the bare client's in the same round, so that load from elsewhere meets both.
 
-    python -m benchmarks.log [--json] [--events N] [--rounds N] [--batch N] [--out PATH]
+The long log is rebuilt by ours, read, decoded and folded, and its first events are read by the bare client. The fold
+has no peer; its floor is msgspec's decoding of the same bytes into plain objects.
+
+    python -m benchmarks.log [--json] [--events N] [--rounds N] [--batch N] [--long N] [--tails N] [--out PATH]
 """
 
 from __future__ import annotations
@@ -21,11 +24,10 @@ import msgspec
 import nats
 from nats.aio.client import Client
 
-from benchmarks import machine
-from resia.events import Draft, decode
+from benchmarks import heard, machine
+from resia.events import Draft
 from resia.events import subjects as names
-from resia.replay.fold import fold
-from resia.runtime.bench import rollouts
+from resia.runtime.bench import LONG, folds, replayed, rollouts
 from resia.runtime.bus import BATCH_LIMIT, Bus, connect
 from resia.runtime.server import Access, EmbeddedServer
 
@@ -36,6 +38,7 @@ PAIRS = {
     "batch": ("append_batch_per_s", "client_batch_per_s"),
     "read": ("read_per_s", "client_read_per_s"),
 }
+LONG_READ = 100_000  # events of the long log that the bare client reads: it would take half a minute for a million
 
 
 class Peer(NamedTuple):
@@ -57,9 +60,9 @@ class Peer(NamedTuple):
         if answer.get("count") != len(drafts):
             raise RuntimeError(f"the bare client's batch of {len(drafts)} was answered with {answer}")
 
-    async def read(self, count: int) -> None:
+    async def read(self, count: int, run: str = PEER) -> None:
         stream = self.client.jetstream()
-        subscription = await stream.subscribe(names.all_events(PEER), stream=names.stream(PEER), ordered_consumer=True)
+        subscription = await stream.subscribe(names.all_events(run), stream=names.stream(run), ordered_consumer=True)
         for _ in range(count):
             await subscription.next_msg(timeout=10)
         await subscription.unsubscribe()
@@ -73,26 +76,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = machine.options("log", __doc__)
     parser.add_argument("--events", type=int, default=20_000, help="events that each side appends in batches")
     parser.add_argument("--rounds", type=int, default=5, help="blocks a side, taken in turn")
-    parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=BATCH_LIMIT)
+    parser.add_argument("--long", type=int, default=1_000_000, help="rollouts in the log that is rebuilt")
+    parser.add_argument("--tails", type=int, default=50, help="readers of one live run at once")
     args = parser.parse_args(argv)
     if not 2 <= args.batch <= BATCH_LIMIT:
         parser.error(f"--batch is {args.batch}: give 2 to {BATCH_LIMIT}")
     if args.rounds < 1 or args.events < args.rounds * max(args.batch, SINGLES_SHARE):
         parser.error(f"--events is {args.events}: give each of {args.rounds} rounds a batch of {args.batch} at least")
-    machine.report(asyncio.run(measure(args.events, args.rounds, args.batch)), args, _table)
+    machine.report(asyncio.run(measure(args.events, args.rounds, args.batch, args.long, args.tails)), args, _table)
     return 0
 
 
-async def measure(events: int, rounds: int, batch: int) -> dict[str, Any]:
-    """Rates are medians over rounds. `fold_per_s` is decode and evolve of our events in memory."""
+async def measure(events: int, rounds: int, batch: int, long: int, tails: int) -> dict[str, Any]:
+    """Rates are medians over rounds, those of the fold and of the long log the best of three."""
     found = machine.describe()
+    result: dict[str, Any] = {}
     with machine.folder(None) as folder:
         server = EmbeddedServer(folder)
         try:
-            rates, found["nats_server"] = await _on_server(server.start(), events, rounds, batch)
+            rates = await _on_server(server.start(), events, rounds, batch, long, tails, result)
         finally:
             server.stop()
-    rates["fold_per_s"] = [_fold(events) for _ in range(rounds)]
+    result |= {name: round(rate) for name, rate in folds(events).items()}
+    result["plain_decode_per_s"] = round(_plain_decode(events))
     ratios = {
         name: [a / b for a, b in zip(rates[ours], rates[peer], strict=True)] for name, (ours, peer) in PAIRS.items()
     }
@@ -103,27 +110,44 @@ async def measure(events: int, rounds: int, batch: int) -> dict[str, Any]:
         **{name: round(statistics.median(values)) for name, values in rates.items()},
         "ratio": {name: round(statistics.median(values), 3) for name, values in ratios.items()},
         "ratio_lowest": {name: round(min(values), 3) for name, values in ratios.items()},
+        **{name: value for name, value in result.items() if name != "nats_server"},
         "events": events,
         "singles": rounds * (events // SINGLES_SHARE // rounds),
         "batch": batch,
         "rounds": rounds,
         "event_bytes": len(payload),
-        "machine": {**found, "load_average_after": machine.load_average()},
+        "machine": {**found, "nats_server": result["nats_server"], "load_average_after": machine.load_average()},
     }
 
 
-async def _on_server(access: Access, events: int, rounds: int, batch: int) -> tuple[dict[str, list[float]], str]:
-    """Rates by name, one a round, and the server's version."""
+async def _on_server(
+    access: Access, events: int, rounds: int, batch: int, long: int, tails: int, result: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Rates by name, one a round; everything else goes into `result`."""
     user, password = access.login("admin")
     bus = await connect(access.url, user, password)
     client = await nats.connect(access.url, user=user, password=password)
     try:
         await bus.create_registry()
+        result["nats_server"] = str(client.connected_server_version).strip("<>")
         rates = await _paired(bus, Peer(client), events, rounds, batch)
-        return rates, str(client.connected_server_version).strip("<>")
+        result |= await heard.latencies(bus, client, events)
+        result["tails"] = await heard.tails(bus, client, access, tails, events)
+        result |= await _long(bus, Peer(client), long)
+        return rates
     finally:
         await client.close()
         await bus.close()
+
+
+async def _long(bus: Bus, peer: Peer, count: int) -> dict[str, float]:
+    found = await replayed(bus, count)
+    started = time.perf_counter()
+    taken = min(LONG_READ, count)
+    await peer.read(taken, LONG)
+    client = taken / (time.perf_counter() - started)
+    rates = {"replay_per_s": round(found["replay_events"] / found["replay_s"]), "client_long_read_per_s": round(client)}
+    return {name: round(value, 2) for name, value in found.items()} | rates
 
 
 async def _paired(bus: Bus, peer: Peer, events: int, rounds: int, batch: int) -> dict[str, list[float]]:
@@ -189,11 +213,16 @@ def _drafts(run: str, count: int) -> list[Draft]:
     return list(rollouts(count, run))[2:]
 
 
-def _fold(events: int) -> float:
-    drafts = list(rollouts(events, OURS))
-    started = time.perf_counter()
-    fold(decode(n, draft.subject, draft.data) for n, draft in enumerate(drafts, 1))
-    return len(drafts) / (time.perf_counter() - started)
+def _plain_decode(events: int) -> float:
+    """The floor of the fold: the same bytes as dictionaries and lists, a second; the best of three."""
+    messages = [draft.data for draft in rollouts(events, OURS)]
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for message in messages:
+            msgspec.json.decode(message)
+        seconds.append(time.perf_counter() - started)
+    return len(messages) / min(seconds)
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -201,7 +230,14 @@ def _table(result: dict[str, Any]) -> str:
         f"{name:<8}{result[ours]:>10,} /s  bare client {result[peer]:>10,} /s  ratio {result['ratio'][name]}"
         for name, (ours, peer) in PAIRS.items()
     ]
-    return "\n".join([*rows, f"{'fold':<8}{result['fold_per_s']:>10,} /s"])
+    rows += [
+        f"latency  p99 {result['p99_ms']} ms  bare client {result['client_p99_ms']} ms",
+        f"rebuild {result['replay_per_s']:>10,} /s  bare client reads {result['client_long_read_per_s']:,} /s",
+        f"fold    {result['fold_per_s']:>10,} /s  with decoding {result['decode_fold_per_s']:,} /s"
+        f"  floor {result['plain_decode_per_s']:,} /s",
+        "{tails} tails: p99 {p99_ms} ms, without them {none_p99_ms} ms".format_map(result["tails"]),
+    ]
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -65,11 +65,14 @@ def test_startup_and_overhead_of_one_run(measured, everything, tmp_path):
 
 
 def test_log(measured, everything):
-    result = measured("log", "--events", "200", "--rounds", "2", "--batch", "20")
+    small = ("--events", "200", "--rounds", "2", "--batch", "20", "--long", "200", "--tails", "3")
+    result = measured("log", *small)
     names = ("append_single_per_s", "client_single_per_s", "append_batch_per_s", "client_batch_per_s", "fold_per_s")
     assert all(result[name] > 0 for name in (*names, "read_per_s", "client_read_per_s"))
     assert result["ratio"].keys() == {"single", "batch", "read"}
-    assert shows(everything, "log", result) == labels(everything, "log")
+    assert result["tails"]["delivered"] == 3 * result["tails"]["events"]
+    assert min(result[name] for name in ("p99_ms", "client_p99_ms", "replay_per_s", "plain_decode_per_s")) > 0
+    assert shows(everything, "log", result | {"replay_1m_s": 1.0}) == labels(everything, "log")
 
 
 def test_sandbox(measured, everything):
@@ -89,7 +92,7 @@ def test_engine(measured, everything, tmp_path):
 
 
 def test_all_are_listed(everything):
-    shared = {"__main__", "machine"}
+    shared = {"__main__", "machine", "heard"}  # what others use
     assert set(everything.FIGURES) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared
 
 

@@ -136,6 +136,7 @@ async def log(events: int, long: int, progress: Callable[[str], None]) -> dict[s
             progress("folding")
             result |= folds(events)
             progress(f"{min(events, 5 * PACE):,} events at {PACE:,} a second")
+            await bus.create_run(PACED)
             heard = await paced(bus, PACED, min(events, 5 * PACE))
             result |= {"p50_ms": heard.median, "p99_ms": heard.p99}
             progress(f"a log of {long:,} rollouts")
@@ -245,9 +246,8 @@ async def _rebuild_s(bus: Bus, at: int | None) -> float:
 
 
 async def paced(bus: Bus, run: str, count: int, pace: float = PACE) -> Latencies:
-    """Append `count` rollouts and more one by one, `pace` a second, to a new run that a `Follower` folds as a worker's
-    does, and tells its handler of. An append that is late delays no other."""
-    await bus.create_run(run)
+    """Append `count` rollouts and more one by one, `pace` a second, to an empty run that a `Follower` folds as a
+    worker's does, and tells its handler of. An append that is late delays no other."""
     drafts = list(rollouts(count, run))
     called: dict[str, float] = {}
     heard: dict[str, float] = {}

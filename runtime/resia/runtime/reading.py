@@ -12,6 +12,7 @@ from resia.replay.state import RunState
 
 from .bus import Bus
 from .lineage import Ancestry, ancestry_of
+from .rebuild import rebuild
 from .store import Store, opened, require_run
 from .witness import hold
 
@@ -74,3 +75,14 @@ async def load(store: Store, run: str) -> Log:
         log = await read_log(bus, run)
     hold(seen, len(log.facts), log.facts[seen.sequence - 1 :] if seen else ())
     return log
+
+
+async def state_of(store: Store, run: str) -> RunState:
+    """The state of `run` after its last event: what `load` folds to, from the store's snapshot where that is the log's.
+
+    For looking at a run. Whoever checks one loads its log. Raises as `load` does.
+    """
+    async with opened(store) as bus:
+        await require_run(bus, run)
+        await store.witness(run).check(bus, run)
+        return await rebuild(bus, run, snapshots=store.snapshots())

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resia.events.errors import UnknownName, UsageError
+from resia.events.ids import sha256
 from resia.events.subjects import check_run
 
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .protocol import RunEntry
 from .server import READER, Access, EmbeddedServer, running_access
+from .snapshots import Snapshots
 from .witness import Witness
 
 REMOVED = "removed"  # status of a run of which only the archive is left
@@ -54,6 +56,10 @@ class Store(NamedTuple):
 
     def witness(self, run: str) -> Witness:
         return Witness(self.folder, run, self.nats)
+
+    def snapshots(self) -> Snapshots:
+        """States kept so that a long log need not be folded again; those of an external server's runs apart."""
+        return Snapshots(self.folder / "snapshots" / (sha256(self.nats.encode())[:16] if self.nats else "own"))
 
     @property
     def workers(self) -> Path:

@@ -14,7 +14,7 @@ from resia.replay.explain import explain, parse_run_ref
 from resia.replay.report import rows, summary
 
 from .protocol import RunEntry
-from .reading import load
+from .reading import state_of
 from .store import Store, opened
 
 
@@ -44,7 +44,7 @@ async def status_view(store: Store, run: str) -> Shown:
     """The table of what was tried, alarms, cost and controls."""
     from .console import controls_table, table
 
-    state = (await load(store, run)).at()
+    state = await state_of(store, run)
     result, tried = summary(state), rows(state)
     alarms = [f"alarm: {a.probe}: {a.detail}" for a in state.alarms]
     cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens"
@@ -64,13 +64,13 @@ async def explain_view(store: Store, ref: str) -> Shown:
     run, iteration = parse_run_ref(ref)
     if iteration is None:
         raise UsageError(f"explain needs an iteration: write RUN@K with K from 1, such as '{run}@1'")
-    found = explain((await load(store, run)).at(), iteration)
+    found = explain(await state_of(store, run), iteration)
     return Shown(({"run": run, **msgspec.to_builtins(found)},), (found.text,))
 
 
 async def diff_view(store: Store, run: str, a: str, b: str) -> Shown:
     """What changed from candidate `a` to candidate `b`."""
-    state = (await load(store, run)).at()
+    state = await state_of(store, run)
     blobs = store.blobs()
     named = {node.harness.digest: node.harness for node in state.harnesses.values()}
 
