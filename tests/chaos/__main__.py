@@ -20,12 +20,13 @@ from resia.runtime.lifeline import die_with_parent
 
 from . import scenarios
 from .actors import quicken
-from .cells import CAST, REQUEST, Cell, Reference, as_fact, boundaries, struck_cell
+from .cells import CAST, REQUEST, Cell, Reference, Void, as_fact, boundaries, struck_cell
 from .judge import COUNTS, Verdict
 from .matrix import dealt, placed
 from .stage import Stage
 
 SHORT_SHARE = 0.05
+TRIES = 3
 MISSED_SHARE = 0.03
 
 
@@ -116,13 +117,27 @@ def _forked(cell: Cell, reference: Reference, folder: Path) -> int:
     die_with_parent()
     code = 1
     try:
-        found = cell.play(folder, reference)
+        found = _played(cell, folder, reference)
         (folder / "verdict.json").write_bytes(msgspec.json.encode(found))
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here, and its parent says what happened
         (folder / "error.log").write_text(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+def _played(cell: Cell, folder: Path, reference: Reference) -> Verdict:
+    """The cell's verdict. What it is about may not come to pass on a busy machine: it is then played again."""
+    for number in range(1, TRIES):
+        place = folder / f"try-{number}"
+        place.mkdir()
+        try:
+            return cell.play(place, reference)
+        except Void as cause:
+            _say(f"{cell.name}: again, since {cause}")
+    last = folder / f"try-{TRIES}"
+    last.mkdir()
+    return cell.play(last, reference)
 
 
 def _say(text: str) -> None:
