@@ -157,13 +157,15 @@ def test_a_server_that_is_only_starting_is_waited_for_and_no_earlier_address_is_
     first = EmbeddedServer(folder)
     before = first.start()
     first.stop()
-    with ThreadPoolExecutor(1) as pool, (folder / "lock").open("w") as starting:
+    listening = socket.create_server(("127.0.0.1", 0))
+    there = msgspec.structs.replace(ACCESS, url=f"nats://127.0.0.1:{listening.getsockname()[1]}")
+    with listening, ThreadPoolExecutor(1) as pool, (folder / "lock").open("w") as starting:
         fcntl.flock(starting, fcntl.LOCK_EX)
         (folder / "access.json").unlink()  # as the start does once it has the lock
         found = pool.submit(running_access, folder)
-        (folder / "there").write_text(msgspec.json.encode(ACCESS).decode())
+        (folder / "there").write_text(msgspec.json.encode(there).decode())
         (folder / "there").rename(folder / "access.json")
-        assert found.result(30) == ACCESS != before
+        assert found.result(30) == there != before
 
 
 def test_a_server_that_never_answers_is_not_waited_for_without_end(tmp_path, monkeypatch):
@@ -300,3 +302,15 @@ async def test_an_older_server_is_refused_with_its_version(version, enough):
 async def test_what_can_be_no_name_of_a_run_is_refused_before_the_server_is_asked(bus, run):
     with pytest.raises(UsageError, match="cannot be used"):
         await require_run(bus, run)
+
+
+def test_a_start_takes_the_address_of_the_one_before_so_that_its_clients_find_it(tmp_path):
+    server = EmbeddedServer(tmp_path / "store")
+    before = server.start()
+    server.stop()
+    again = EmbeddedServer(tmp_path / "store")
+    assert again.start() == before
+    again.stop()
+    stranger = EmbeddedServer(tmp_path / "store", known=False)
+    assert stranger.start().passwords != before.passwords
+    stranger.stop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -83,9 +84,9 @@ class Bus:
 
     async def close(self) -> None:
         """Send what is buffered and disconnect. What has come and was not taken is left: a drain would wait for it."""
-        with suppress(nats.errors.Error, asyncio.TimeoutError):
+        with suppress(nats.errors.Error, asyncio.TimeoutError, OSError):  # the server may have left first
             await self._client.flush(2)
-        with suppress(nats.errors.Error, asyncio.TimeoutError):
+        with suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
             await asyncio.wait_for(self._client.close(), 2)
 
     # -- runs -------------------------------------------------------------------------------------------------
@@ -121,7 +122,12 @@ class Bus:
         with _bus_errors(f"create the log of run '{run}'"):
             await self._js.add_stream(config)
             entry = RunEntry(run, names.stream(run), status)
-            await (await self._registry()).create(run, msgspec.json.encode(entry))
+            try:
+                await (await self._registry()).create(run, msgspec.json.encode(entry))
+            except nats.js.errors.KeyWrongLastSequenceError:  # another was quicker
+                raise UsageError(
+                    f"run '{run}' exists already: take another name, or continue it with --resume {run}"
+                ) from None
 
     async def find_run(self, run: str) -> RunEntry | None:
         with _bus_errors(f"look up run '{run}'"):
@@ -252,7 +258,7 @@ class Bus:
         """
         last = await self.last_sequence(run)
         last = last if until is None else min(last, until)
-        for source in (self._in_bulk, self._pushed):
+        for source in chain([self._in_bulk], repeat(self._pushed)):
             if not follow and after >= last:
                 return
             async with aclosing(source(run, after, last)) as batches:
@@ -285,7 +291,10 @@ class Bus:
             _log.debug("read on without", run=run, why=str(cause))
 
     async def _pushed(self, run: str, after: int, _: int) -> AsyncGenerator[list[Logged], None]:
-        """Everything after `after`, as it comes: the client makes its consumer anew when it breaks."""
+        """Everything after `after`, as it comes. Ends when the log is further than what comes: begin again then.
+
+        The client makes its consumer anew when it breaks, and gives that up when the server is not there just then.
+        """
         config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)
         arrivals = _Arrivals()
         with _bus_errors(f"read the log of run '{run}'"):
@@ -300,9 +309,14 @@ class Bus:
         try:
             while True:
                 if messages := await arrivals.take():
-                    yield [_fact(run, message) for message in messages]
-                else:
-                    self._require_open(f"read the log of run '{run}'")
+                    batch = [_fact(run, message) for message in messages]
+                    after = batch[-1].sequence
+                    yield batch
+                    continue
+                self._require_open(f"read the log of run '{run}'")
+                with suppress(BusError):  # no server for the moment: the client is at it
+                    if await self.last_sequence(run) > after:
+                        return
         finally:
             with suppress(nats.errors.Error, asyncio.TimeoutError):
                 await subscription.unsubscribe()
@@ -507,5 +521,5 @@ class _bus_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: object, cause: BaseException | None, trace: object) -> None:
         if isinstance(cause, nats.js.errors.NotFoundError):
             raise BusError(f"{self._what}: there is no such run on this server") from cause
-        if isinstance(cause, nats.errors.Error | asyncio.TimeoutError):
+        if isinstance(cause, nats.errors.Error | asyncio.TimeoutError | ConnectionError):
             raise BusError(f"{self._what}: {type(cause).__name__}: {cause}") from cause

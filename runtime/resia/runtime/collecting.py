@@ -21,7 +21,8 @@ from .bus import Bus, connect
 from .marks import digests_in
 from .records import Progress, Tally, records
 from .retention import check_archive
-from .store import REMOVED, Store, address, opened, serving
+from .server import EmbeddedServer
+from .store import REMOVED, Store, address, opened
 from .streamcopy import streams
 
 GRACE_H = 24.0
@@ -85,13 +86,17 @@ def _check_request(store: Store, servers: tuple[str, ...], grace_h: float) -> No
 @asynccontextmanager
 async def _own(store: Store) -> AsyncIterator[Bus]:
     """The store's log on a server that nobody else can reach: whoever could name a blob would need it."""
-    async with serving(Store(store.folder), share=False) as log:
-        bus = await connect(log.access.url, *log.access.login("admin"))
+    server = EmbeddedServer(store.folder, known=False)
+    try:
+        access = server.start()
+        bus = await connect(access.url, *access.login("admin"))
         try:
             await bus.create_registry()
             yield bus
         finally:
             await bus.close()
+    finally:
+        server.stop()
 
 
 async def _named(bus: Bus, store: Store, idle_since: float, progress: Progress) -> set[str]:

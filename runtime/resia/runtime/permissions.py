@@ -39,6 +39,12 @@ class Access(msgspec.Struct, frozen=True):
     url: str
     passwords: dict[str, str] = {}
 
+    @property
+    def port(self) -> int:
+        """The port in `url`, 0 where it names none."""
+        port = self.url.rpartition(":")[2]
+        return int(port) if port.isdigit() else 0
+
     def login(self, role: str) -> tuple[str, str]:
         """User and password of `role`; both empty when the server asks for none."""
         return (role, self.passwords[role]) if role in self.passwords else ("", "")

@@ -31,15 +31,30 @@ __all__ = ["READER", "Access", "EmbeddedServer", "configure", "grants_of", "runn
 
 READY_S = 30.0
 ACCESS, LOCK = "access.json", "lock"
+YIELDS = "yields"  # there while the store's server is a reader's, who gives it up to whoever needs the store for itself
 CONFIG, GRANTS, PID, LOG = "server.conf", "grants.json", "server.pid", "server.log"
 
 
-class EmbeddedServer:
-    """One nats-server over the store in `folder`; a second start on the same folder is refused."""
+class StoreInUse(UsageError):
+    """Another process runs a server over the store."""
 
-    def __init__(self, folder: Path, port: int | None = None, *, durable: bool = True) -> None:
-        """`durable` False: for a store that is thrown away, where nothing waits for the disk."""
+
+class EmbeddedServer:
+    """One nats-server over the store in `folder`; a second start on the same folder is refused.
+
+    A start takes the port and the credentials of the one before where it can, so that clients of that one find it.
+    """
+
+    def __init__(
+        self, folder: Path, port: int | None = None, *, durable: bool = True, yields: bool = False, known: bool = True
+    ) -> None:
+        """`durable` False: for a store that is thrown away, where nothing waits for the disk. `yields`: a reader's.
+
+        `known` False: clients of the one before are not to find it.
+        """
+        self._known = known
         self._folder = folder
+        self._yields = yields
         self._sync = "always" if durable else "2m"
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,18 +65,34 @@ class EmbeddedServer:
         return self._process.pid if self._process else None
 
     def start(self) -> Access:
-        """Start and wait until it answers. UsageError: no binary, folder in use; BusError: it does not come up."""
+        """Start and wait until it answers.
+
+        Raises StoreInUse, UsageError (no binary, or the port is taken), BusError when it does not come up.
+        """
         _binary()
-        port = _free_port() if self._port is None else self._port
-        _refuse_taken(port)
+        if self._port is not None:
+            _refuse_taken(self._port)
         self._lock = self._take_lock()
+        access = self._access()
+        port = access.port
         (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there
-        access = Access(f"nats://127.0.0.1:{port}", {name: secrets.token_hex(16) for name in ("admin", READER, *ROLES)})
+        (self._folder / YIELDS).unlink(missing_ok=True)
+        if self._yields:
+            (self._folder / YIELDS).touch()
         configure(self._folder, access, grants_of(self._folder), self._sync)
         self._launch(port)
         write_private(self._folder / ACCESS, msgspec.json.encode(access).decode())
         self._port = port
         return access
+
+    def _access(self) -> Access:
+        """Where this server is reached: as the one before where its port is free, and with its credentials."""
+        logins = ("admin", READER, *ROLES)
+        before = _last_access(self._folder) if self._known else None
+        if before is None or not before.passwords.keys() >= set(logins):
+            before = Access("", {name: secrets.token_hex(16) for name in logins})
+        port = self._port or (before.port if before.port and _is_free(before.port) else _free_port())
+        return Access(f"nats://127.0.0.1:{port}", before.passwords)
 
     def revive(self) -> int | None:
         """Start again, on the same port and store, a server that has died; its exit code, None when it is alive."""
@@ -97,7 +128,7 @@ class EmbeddedServer:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise UsageError(
+            raise StoreInUse(
                 f"the store {self._folder} is in use by another resia: wait for it, or name another with --store"
             ) from None
         return lock
@@ -136,14 +167,24 @@ def running_access(folder: Path) -> Access | None:
 
     Waits while that process is still starting it.
     """
-    path, deadline = folder / ACCESS, time.monotonic() + READY_S
-    while _locked(folder / LOCK):
-        if path.exists():
-            return msgspec.json.decode(path.read_bytes(), type=Access)
+    deadline = time.monotonic() + READY_S
+    while locked(folder / LOCK):
+        # One that is starting or dying holds the lock too, and the address may be of the one before.
+        access = _last_access(folder)
+        if access is not None and not _is_free(access.port):
+            return access
         if time.monotonic() > deadline:
             raise BusError(f"another resia holds the store {folder} and its server does not answer")
         time.sleep(0.02)
     return None
+
+
+def _last_access(folder: Path) -> Access | None:
+    """Access to the server that runs over `folder` or ran there last."""
+    try:
+        return msgspec.json.decode((folder / ACCESS).read_bytes(), type=Access)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def grants_of(folder: Path) -> list[Grant]:
@@ -157,11 +198,16 @@ def grants_of(folder: Path) -> list[Grant]:
 
 def configure(folder: Path, access: Access, grants: Iterable[Grant], sync: str = "always") -> None:
     """Write the configuration of the server over `folder`; one that runs reads it when it is told to."""
-    port = int(access.url.rpartition(":")[2])
-    write_private(folder / CONFIG, server_config(access, port, folder.resolve() / "store", grants, sync))
+    write_private(folder / CONFIG, server_config(access, access.port, folder.resolve() / "store", grants, sync))
 
 
-def _locked(lock: Path) -> bool:
+def yields(folder: Path) -> bool:
+    """Whether the server over `folder` is a reader's."""
+    return (folder / YIELDS).exists()
+
+
+def locked(lock: Path) -> bool:
+    """Whether a process holds the file `lock`."""
     if not lock.exists():
         return False
     with lock.open("r") as handle:
@@ -190,12 +236,18 @@ def _refuse_taken(port: int) -> None:
         raise UsageError(
             f"port {port} does not exist: leave --port out for a free one, or give one of 1 to {2**16 - 1}"
         )
+    if not _is_free(port):
+        raise UsageError(f"port {port} is taken: leave --port out for a free one, or name another")
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise UsageError(f"port {port} is taken: leave --port out for a free one, or name another") from None
+            return False
+    return True
 
 
 def write_private(path: Path, text: str) -> None:

@@ -23,8 +23,9 @@ from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
 from .resources import domain_for, model_folder, package_version
 from .server import Access
-from .store import Serving, Store, require_run, serving
+from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
+from .tenancy import Serving
 from .worker import Clerk, Follower, cancelled
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}

@@ -14,8 +14,9 @@ from resia.events.subjects import check_run
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .protocol import RunEntry
-from .server import READER, Access, EmbeddedServer, running_access
+from .server import READER, Access
 from .snapshots import Snapshots
+from .tenancy import Serving, shared, sole
 from .witness import Witness
 
 REMOVED = "removed"  # status of a run of which only the archive is left
@@ -72,28 +73,16 @@ def address(nats: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
-class Serving(NamedTuple):
-    """How to reach a log, and the server when it is this process's own to keep alive."""
-
-    access: Access
-    server: EmbeddedServer | None = None
-
-
 @asynccontextmanager
-async def serving(store: Store, *, port: int | None = None, share: bool = True) -> AsyncIterator[Serving]:
-    """The store's log: the external server, one that already runs here (`share`), or one started now."""
+async def serving(
+    store: Store, *, port: int | None = None, share: bool = True, gives_up: bool = True
+) -> AsyncIterator[Serving]:
+    """The store's log: the external server, one that runs here or is started now to be shared, or one's own."""
     if store.nats is not None:
         yield Serving(Access(store.nats))
         return
-    running = running_access(store.folder) if share else None
-    if running is not None:
-        yield Serving(running)
-        return
-    server = EmbeddedServer(store.folder, port)
-    try:
-        yield Serving(server.start(), server)
-    finally:
-        server.stop()
+    async with shared(store.folder, gives_up) if share else sole(store.folder, port) as found:
+        yield found
 
 
 @asynccontextmanager
@@ -105,7 +94,7 @@ async def opened(store: Store, *, administrate: bool = False) -> AsyncIterator[B
     """
     if store.nats is None and not store.folder.is_dir():
         raise UsageError(f"there is no store at {store.folder}: name the folder of a run with --store")
-    async with serving(store) as log:
+    async with serving(store, gives_up=not administrate) as log:
         own = administrate or log.server is not None
         bus = await connect(log.access.url, *log.access.login("admin" if own else READER))
         try:
