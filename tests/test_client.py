@@ -150,6 +150,7 @@ async def test_following_goes_on_over_custom_facts_and_ends_with_the_run(store, 
     last = await live.last_sequence("a")
     assert numbers(await follow(start=last)) == [last]
     await stored_runs.say(live, *stored_runs.custom_message("a", 99, {}))  # after the end, before the seal
+    assert numbers(await follow(start=last)) == [last, last + 1]
     assert numbers(await follow(start=last + 1)) == [last + 1]
     with pytest.raises(UsageError, match=f"has events 1 to {last + 1}; there is no event {last + 2}"):
         await follow(start=last + 2)

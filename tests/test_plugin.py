@@ -280,6 +280,10 @@ def shouting(fact, run):
     return [Seen(n) for n in range(BATCH_LIMIT + 1)]
 
 
+def leaving(fact, run):
+    raise SystemExit(3)
+
+
 def texting(fact, run):
     return "probe_seen"
 
@@ -294,6 +298,7 @@ def hoarding(fact, run):
         (raising, "failed with LookupError: no such thing"),
         (lying, "gave a Seen that breaks its own schema: Expected `int`, got `str`"),
         (shouting, f"gave {BATCH_LIMIT + 1} events, and one event may lead to {BATCH_LIMIT}"),
+        (leaving, "failed with SystemExit: 3"),
         (texting, "failed with TypeError: it gave a str where events belong"),
         (hoarding, "bytes: put what is large into run.blobs"),
     ],

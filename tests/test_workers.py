@@ -111,6 +111,7 @@ def test_a_worker_is_found_in_a_file(file):
         (GOOD + SECOND, "", "mine.py declares 2 workers: name one, such as "),
         (GOOD, ":wach", "did you mean watch?"),
         ("def (", "", "mine.py cannot be loaded: invalid syntax (line 1)"),
+        ("raise SystemExit('hello')", "", "mine.py cannot be loaded: SystemExit: hello (line 1)"),
         ("\n\n1 / 0", "", "mine.py cannot be loaded: ZeroDivisionError: division by zero (line 3)"),
         (
             "import no_such_module",

@@ -5,7 +5,6 @@ An archive is called done once its streams were restored on a server of its own,
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from .archive_file import FORMAT, VERSION, Kept, Manifest, Member, member, opene
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .marks import Named
+from .newfile import check_new, give_name
 from .protocol import Archived, RunEntry
 from .reading import read_log
 from .records import Link, Progress, Tally, lineage, records, tally
@@ -52,8 +52,7 @@ async def archive_run(bus: Bus, blobs: DirectoryBlobs, run: str, out: Path, prog
             write_tar(sink, manifest, folder, blobs)
         _same_members(folder / ".tar", manifest)
         written = member(folder / ".tar")
-        os.replace(folder / ".tar", out)
-    _sync(out.parent)
+        give_name(folder / ".tar", out)
     entry = recorded(out, written, manifest)
     found = await bus.find_run(run) or RunEntry(run, stream(run))
     await bus.set_entry(msgspec.structs.replace(found, archive=entry))
@@ -69,8 +68,7 @@ def recorded(path: Path, file: Member, manifest: Manifest) -> Archived:
 @contextmanager
 def _working(out: Path) -> Iterator[Path]:
     """A folder beside the archive-to-be, so that the finished file only has to take its name."""
-    if out.exists():
-        raise UsageError(f"{out} exists already: name another file with --out")
+    check_new(out)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".archive-") as folder:
             yield Path(folder)
@@ -136,11 +134,3 @@ def _same_members(path: Path, manifest: Manifest) -> None:
     with opened_archive(path) as found:
         if found.manifest != manifest:
             raise BlobError(f"the archive at {path} was not written as it should be: is the disk sound?")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +13,7 @@ import typer
 from resia.events.errors import UsageError
 
 from .cli_options import DONE, STORE, JsonOption, NatsOption, StoreOption, emit, run_async, say
+from .newfile import new_file
 
 if TYPE_CHECKING:
     from .export import Footer
@@ -58,25 +56,6 @@ class _Progress:
             say(f"{what}: {done:,} of {total:,}")
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """A place to write beside `path`; what was written there gets the name once it is whole and on disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    if path.exists():
-        raise UsageError(f"{path} exists already: name another file with --out")
-    try:
-        partial.touch()
-    except OSError as cause:
-        raise UsageError(f"{path} cannot be written ({cause.strerror}): name another file with --out") from None
-    try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def export(
     run: RunArgument,
     to: Annotated[Format, typer.Option("--to", help="JSON lines, or a Parquet table for analysis.")] = Format.jsonl,
@@ -94,7 +73,7 @@ def export(
             raise UsageError("without a file there are only JSON lines on standard output: add --out FILE")
         run_async(_export(run, to, None, None, store, nats))
         return DONE
-    with _new_file(out) as partial:
+    with new_file(out) as partial:
         footer = run_async(_export(run, to, partial, out if with_blobs else None, store, nats))
     if json:
         emit({"run": run, "out": str(out), "events": footer.events, "merkle_root": footer.merkle_root})

@@ -55,7 +55,7 @@ class Run:
                 kind = UNREADABLE if isinstance(fact, Skipped) else fact.envelope.type
                 if fact.sequence >= start and (not chosen or kind in chosen):
                     yield fact
-                if follow and _ends(fact):
+                if going_on and _ends(fact):
                     return
 
     async def state(self, at: int | None = None) -> RunState:

@@ -106,7 +106,7 @@ async def _named(bus: Bus, store: Store, idle_since: float, progress: Progress) 
         if entry.status == REMOVED:
             if entry.archive is None:
                 raise _refused(entry.run, "it was removed without an archive")
-            check_archive(entry.run, entry.archive)
+            check_archive(entry.run, entry.archive, "resia restore it from where it is now")
         elif entry.run not in there:
             raise _refused(entry.run, "its log is not on the server")
         elif entry.status == "importing":

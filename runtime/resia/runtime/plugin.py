@@ -195,7 +195,7 @@ def _called(declared: Declaration, fact: Fact | Custom, run: Run) -> list[msgspe
     where = f"worker '{declared.name}' on event {fact.sequence} ({fact.envelope.type}) of run '{run.name}'"
     try:
         events = _gathered(declared.function(fact, run))
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         _log.exception("worker failed", worker=declared.name, run=run.name, sequence=fact.sequence)
         raise WorkerError(f"{where} failed with {type(cause).__name__}: {cause}") from cause
     if len(events) > BATCH_LIMIT:

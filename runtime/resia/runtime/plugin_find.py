@@ -95,7 +95,7 @@ def _loaded(name: str, points: list[EntryPoint]) -> Found:
         declared = declaration_of(point.load())
     except ResiaError:
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise UsageError(f"worker '{name}' of {_source(point)} cannot be loaded: {_why(cause)}") from cause
     if declared is None:
         raise UsageError(f"{point.value} of {_source(point)} is no worker: declare the function with @worker(...)")
@@ -143,12 +143,12 @@ def _imported(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except ResiaError:
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise UsageError(f"{path} cannot be loaded: {_why(cause)}") from cause
     return module
 
 
-def _why(cause: Exception) -> str:
+def _why(cause: BaseException) -> str:
     """What went wrong and, where Python says so, on which line."""
     if isinstance(cause, SyntaxError):
         return f"{cause.msg} (line {cause.lineno})"

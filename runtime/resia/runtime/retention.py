@@ -42,10 +42,10 @@ async def remove_run(bus: Bus, run: str) -> RunEntry:
     return removed
 
 
-def check_archive(run: str, archive: Archived) -> None:
-    """The file must be the one that was recorded, bit for bit, and whole."""
+def check_archive(run: str, archive: Archived, again: str | None = None) -> None:
+    """The file must be the one that was recorded, bit for bit, and whole. `again` is what else can be done."""
     path = Path(archive.path)
-    again = f"resia archive {run} --out FILE again"
+    again = again or f"resia archive {run} --out FILE again"
     if not path.is_file():
         raise UsageError(f"the archive of run '{run}' is not at {path} any more: put it back, or {again}")
     if member(path).sha256 != archive.sha256:
