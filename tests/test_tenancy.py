@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from given import clerk, drafts_of, requested, step
-from resia.runtime.bus import connect
-from resia.runtime.server import StoreInUse
+from resia.runtime.bus import Bus, connect
+from resia.runtime.server import EmbeddedServer, StoreInUse
 from resia.runtime.store import Store, opened, serving
 
 RUN = "watched"
@@ -86,3 +86,26 @@ async def test_who_writes_gives_the_store_up_to_nobody(written):
         with pytest.raises(StoreInUse, match="is in use by another resia"):
             async with serving(written, share=False):
                 pass
+
+
+@pytest.mark.timeout(60)
+async def test_a_worker_of_all_runs_hears_of_those_of_a_later_server(written):
+    async def active(bus: Bus, wanted: str) -> None:
+        async for entry in bus.watch_runs():
+            if entry.run == wanted:
+                return
+
+    first, second = EmbeddedServer(written.folder), EmbeddedServer(written.folder)
+    access = first.start()
+    worker = await connect(access.url, *access.login("task"))
+    waiting = asyncio.create_task(active(worker, "later"))
+    await active(worker, RUN)
+    first.stop()
+    async with AsyncExitStack() as stack:
+        access = second.start()
+        stack.callback(second.stop)
+        stack.push_async_callback(worker.close)
+        admin = await connect(access.url, *access.login("admin"))
+        stack.push_async_callback(admin.close)
+        await admin.create_run("later")
+        await waiting

@@ -37,6 +37,7 @@ from .protocol import Appended, RunEntry, in_order, logged, stream_sequence
 REGISTRY = "resia-runs"
 ACK_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+WATCH_S = 2.0  # without news of runs, after which all are looked at
 RECONNECTS, RECONNECT_WAIT_S = 150, 0.2  # 30 s without a server, then every call fails
 ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live one says so three times as often
 HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed after two to four of them
@@ -150,14 +151,24 @@ class Bus:
         """Every entry, now and whenever one changes."""
         with _bus_errors("watch the registry of runs"):
             watcher = await (await self._registry()).watchall()
+        known: dict[str, RunEntry] = {}
         while True:
-            try:
-                update = await watcher.updates(timeout=60)
-            except (TimeoutError, nats.errors.TimeoutError):
-                self._require_open("watch the registry of runs")
-                continue
-            if update is not None and update.value:
-                yield msgspec.json.decode(update.value, type=RunEntry)
+            for entry in await self._news(watcher):
+                if known.get(entry.run) != entry:
+                    known[entry.run] = entry
+                    yield entry
+
+    async def _news(self, watcher: KeyValue.KeyWatcher) -> list[RunEntry]:
+        """What the watcher says, or every entry when it says nothing: it may have ended with an earlier server."""
+        try:
+            update = await watcher.updates(timeout=WATCH_S)
+            return [msgspec.json.decode(update.value, type=RunEntry)] if update is not None and update.value else []
+        except (TimeoutError, nats.errors.TimeoutError):
+            self._require_open("watch the registry of runs")
+        try:
+            return await self.runs()
+        except BusError:
+            return []  # no server for the moment
 
     async def set_status(self, run: str, status: str) -> None:
         entry = await self.find_run(run) or RunEntry(run, names.stream(run))
