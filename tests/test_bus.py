@@ -166,3 +166,11 @@ async def test_once_a_run_events_have_one_id_whoever_writes_them(run):
     two = clerk(run, "feedback", "w2").draft("cause-b", 9, ending, "y", 5)
     assert isinstance(one, Draft)
     assert one.subject == two.subject
+
+
+async def test_a_login_in_the_address_is_what_it_stands_for(access):
+    password = access.passwords["admin"]
+    login = f"%61dmin:%{ord(password[0]):02x}{password[1:]}"
+    there = await connect(access.url.replace("nats://", f"nats://{login}@"))
+    assert isinstance(await there.runs(), list)
+    await there.close()

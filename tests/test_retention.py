@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from resia.runtime.collecting import collect
 from resia.runtime.importing import IMPORTING
 from resia.runtime.records import records
 from resia.runtime.restoring import restore_file
-from resia.runtime.retention import remove_run
+from resia.runtime.retention import check_archive, remove_run
 from resia.runtime.server import EmbeddedServer
 from resia.runtime.store import Store, address, opened, serving
 from resia.runtime.streamcopy import streams
@@ -84,6 +85,39 @@ async def test_only_exactly_what_is_archived_is_removed(store):
         path.write_bytes(whole)
         assert await streams(bus) == ["a"]
         await remove_run(bus, "a")
+
+
+async def test_an_archive_that_was_moved_is_known_again_once_it_is_restored(store):
+    async with opened(store) as bus:
+        await kept(bus, store, "a")
+        path = await archived(bus, store, "a")
+        await remove_run(bus, "a")
+        moved = path.rename(path.with_name("moved.tar"))
+        with pytest.raises(UsageError, match=r"is not at .* any more: put it back, or resia restore"):
+            check_archive("a", (await bus.find_run("a")).archive, "resia restore it")
+        await restore_file(bus, store.blobs(), moved, quiet)
+        await remove_run(bus, "a")
+        assert (await bus.find_run("a")).archive.path == str(moved)
+
+
+async def test_a_removal_that_was_interrupted_is_undone_by_the_restore(store):
+    async with opened(store) as bus:
+        await kept(bus, store, "a")
+        path = await archived(bus, store, "a")
+        await bus.change_entry("a", status="removed")  # as far as it came
+        assert (await restore_file(bus, store.blobs(), path, quiet)).runs == ()
+        assert (await bus.find_run("a")).status == "completed"
+
+
+async def test_two_that_change_one_entry_both_do(store):
+    async with opened(store) as bus:
+        await bus.create_run("a")
+        await asyncio.gather(*(bus.change_entry("a", **field) for field in ({"status": "completed"}, {"stream": "S"})))
+        entry = await bus.find_run("a")
+        assert (entry.status, entry.stream) == ("completed", "S")
+        await bus.forget_run("a")
+        await bus.set_status("a", "failed")
+        assert (await bus.find_run("a")).status == "failed"
 
 
 async def test_a_run_that_grew_since_its_archive_is_not_removed(store):

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from resia.events.errors import BlobError, BusError, UsageError
 from resia.events.subjects import stream
 from resia.replay.digest import digest
@@ -54,8 +52,7 @@ async def archive_run(bus: Bus, blobs: DirectoryBlobs, run: str, out: Path, prog
         written = member(folder / ".tar")
         give_name(folder / ".tar", out)
     entry = recorded(out, written, manifest)
-    found = await bus.find_run(run) or RunEntry(run, stream(run))
-    await bus.set_entry(msgspec.structs.replace(found, archive=entry))
+    await bus.change_entry(run, archive=entry)
     return Made(entry, manifest, written.size)
 
 

@@ -28,8 +28,8 @@ from resia.events import Draft, Logged
 from resia.events import subjects as names
 from resia.events.errors import BusError, Tampered, UsageError
 
+from .append import APPEND_TRIES, Unanswered, append
 from .append import BATCH_LIMIT as BATCH_LIMIT
-from .append import Unanswered, append
 from .bulk import Address, BulkUnavailable, Stored, stored
 from .permissions import SCHEMAS, inbox
 from .protocol import Appended, RunEntry, in_order, logged, stream_sequence
@@ -171,8 +171,27 @@ class Bus:
             return []  # no server for the moment
 
     async def set_status(self, run: str, status: str) -> None:
-        entry = await self.find_run(run) or RunEntry(run, names.stream(run))
-        await self.set_entry(msgspec.structs.replace(entry, status=status))
+        await self.change_entry(run, status=status)
+
+    async def change_entry(self, run: str, **fields: Any) -> None:
+        """Set these fields of a run's entry, whatever others set of it meanwhile; a new entry where there is none."""
+        with _bus_errors(f"mark run '{run}'"):
+            registry = await self._registry()
+            for _ in range(APPEND_TRIES):
+                try:
+                    found = await registry.get(run)
+                    entry, revision = msgspec.json.decode(found.value or b"", type=RunEntry), found.revision or 0
+                except nats.js.errors.KeyNotFoundError as none:
+                    # A name that was given back has a revision too.
+                    entry = RunEntry(run, names.stream(run))
+                    revision = getattr(getattr(none, "entry", None), "revision", None) or 0
+                data = msgspec.json.encode(msgspec.structs.replace(entry, **fields))
+                try:
+                    await registry.update(run, data, last=revision)
+                    return
+                except nats.js.errors.KeyWrongLastSequenceError:
+                    continue
+        raise BusError(f"mark run '{run}': others kept changing its entry")
 
     async def set_entry(self, entry: RunEntry) -> None:
         """Write a run's whole entry; the name needs no stream yet."""
@@ -421,8 +440,12 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
         raise UsageError(f"'{url[:80]}' is not a server's address: write it as nats://HOST:PORT")
     scheme, _, rest = url.partition("://")
     address = f"{scheme}://{rest.rpartition('@')[2]}"  # without a password, for messages
+    in_url = urlsplit(url)
+    if not user and in_url.password is not None:  # the client would send what is written, and not what it stands for
+        user, password = unquote(in_url.username or ""), unquote(in_url.password)
+        url = address
     options: dict[str, Any] = {"user": user, "password": password} if user else {}
-    options["inbox_prefix"] = inbox(user or urlsplit(url).username or "")
+    options["inbox_prefix"] = inbox(user)
     said: list[str] = []
 
     async def on_error(error: Exception) -> None:
@@ -452,8 +475,7 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
         raise BusError(
             f"the server at {address} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it"
         )
-    in_url = urlsplit(url)
-    return Bus(client, (user or unquote(in_url.username or ""), password or unquote(in_url.password or "")))
+    return Bus(client, (user, password))
 
 
 class _Line(NamedTuple):

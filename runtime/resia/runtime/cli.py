@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> int:
         say(str(cause))
         return FAILED
     except (Interrupted, KeyboardInterrupt, typer.Abort):
-        say("interrupted: nothing is lost, a run goes on with resia run --resume RUN")
+        say("interrupted: nothing is lost; an unfinished run goes on with resia run --resume RUN")
         return INTERRUPTED
     except BrokenPipeError:
         return DONE  # the reader of our output has seen enough

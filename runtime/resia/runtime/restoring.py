@@ -48,10 +48,14 @@ async def restore_file(bus: Bus, blobs: DirectoryBlobs, path: Path, progress: Pr
             await _restore(bus, found, kept, progress)
     last = runs[-1]
     entry = await bus.find_run(last.run)
-    if entry is not None and entry.archive is None:
-        kept_at = recorded(path, member(path), found.manifest)
-        await bus.set_entry(msgspec.structs.replace(entry, archive=kept_at))
+    if entry is not None and _without_archive(entry):
+        await bus.change_entry(last.run, archive=recorded(path, member(path), found.manifest))
     return Restored(found.manifest, tuple(kept.run for kept in missing), count)
+
+
+def _without_archive(entry: RunEntry) -> bool:
+    """Whether no archive of the run is known, or none is where it was."""
+    return entry.archive is None or not Path(entry.archive.path).is_file()
 
 
 async def _present(bus: Bus, found: Opened, kept: Kept) -> bool:
@@ -63,12 +67,11 @@ async def _present(bus: Bus, found: Opened, kept: Kept) -> bool:
         facts = (entry.archive.events, entry.archive.merkle_root) if entry.archive else None
         if facts != (kept.events, kept.merkle_root):
             raise UsageError(
-                f"run '{kept.run}' was removed from here and {found.path} is not the archive of it: restore into"
-                " another store"
+                f"run '{kept.run}' was removed from here and {found.path} is not the archive of it: restore that one"
+                " first, or restore into another store"
             )
-        return False
     if kept.run not in await streams(bus):
-        return False  # a restore was interrupted before the server had made the stream
+        return False  # it was removed, or a restore was interrupted before the server had made the stream
     here = await bus.last_sequence(kept.run)
     exact = kept.run == found.manifest.run
     if here < kept.events or (exact and here != kept.events):
@@ -80,7 +83,7 @@ async def _present(bus: Bus, found: Opened, kept: Kept) -> bool:
         raise UsageError(
             f"run '{kept.run}' is here already and is not the one in {found.path}: restore into another store"
         )
-    if entry.status == IMPORTING:
+    if entry.status in (IMPORTING, REMOVED):  # or its removal was interrupted
         await settle(bus, kept.run, await tally(bus, kept.run))
     return True
 
