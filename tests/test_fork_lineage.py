@@ -21,7 +21,7 @@ from resia.runtime.bus import Bus
 from resia.runtime.lineage import ancestry, origin
 from resia.runtime.reading import Log, read_log
 from resia.runtime.store import REMOVED
-from resia.runtime.worker import Follower
+from resia.runtime.worker import Follower, cancelled
 
 _numbers = itertools.count()
 
@@ -97,8 +97,7 @@ async def test_a_follower_that_waits_before_the_first_event_inherits_all_the_sam
         await bus.append(run, [clerk(run).genesis(family.members[1].facts[0].event)])
         await anext(seen)
     state = await asyncio.wait_for(follower.reached(1), 20)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancelled([task])
     assert state.iteration == 2
     assert state.evaluations == family.origins[1].evaluations
 

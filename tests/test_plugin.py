@@ -32,7 +32,7 @@ from resia.runtime.bus import BATCH_LIMIT, connect
 from resia.runtime.grants import admit
 from resia.runtime.namespaces import register
 from resia.runtime.plugin import declaration_of, role_of, worker
-from resia.runtime.worker import Worker, serve_runs
+from resia.runtime.worker import Worker, cancelled, serve_runs
 
 LIMIT_S = 20
 SUBMITTED = KernelSubmitted("rollout", BLOB, {}, "strict")
@@ -394,9 +394,7 @@ async def test_a_login_of_a_worker_is_enough_to_register_and_serve(home, tmp_pat
     role = role_of(found, DirectoryBlobs(tmp_path))
     everything = asyncio.create_task(serve_runs(own, role, lambda run: clerk(run, found.role)))
     assert len(await own_workers.customs(home.bus, 2, "r")) == 2
-    while not everything.done():
-        everything.cancel()  # the client loses one that comes together with an answer
-        await asyncio.wait([everything], timeout=1)
+    await cancelled([everything])
     await own.close()
     assert all(isinstance(fact, Custom) for fact in await own_workers.customs(home.bus, 2, "r"))
 

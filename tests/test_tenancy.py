@@ -11,6 +11,7 @@ from given import clerk, drafts_of, requested, step
 from resia.runtime.bus import Bus, connect
 from resia.runtime.server import EmbeddedServer, StoreInUse
 from resia.runtime.store import Store, opened, serving
+from resia.runtime.worker import cancelled
 
 RUN = "watched"
 
@@ -53,8 +54,7 @@ async def test_a_run_takes_the_store_from_readers_and_they_see_it_go_on(written)
                 await bus.append(RUN, [clerk(RUN, "trainer").draft("asked", 1, step(number), "told", number)])
                 assert [await next_of(queue) for queue in seen] == [number] * 3
                 await bus.close()
-        for tail in tails:
-            tail.cancel()
+        await cancelled(tails)
 
 
 @pytest.mark.timeout(120)
@@ -69,8 +69,7 @@ async def test_a_reader_goes_on_when_the_one_that_ran_the_server_leaves(written)
         await bus.append(RUN, [clerk(RUN, "trainer").draft("asked", 1, step(2), "told", 2)])
         assert await next_of(queue) == 2
         await bus.close()
-    tail.cancel()
-    await asyncio.wait([tail])
+    await cancelled([tail])
 
 
 async def test_many_that_come_at_once_all_get_in(written):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -305,8 +306,7 @@ async def test_a_worker_without_a_run_serves_all_as_they_appear(tmp_path):
             if isinstance(fact.event, RunFailed):
                 break
         assert counted(await facts(bus, name)) == ONCE
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancelled([task])
     assert task.cancelled()
     await bus.close()
     server.stop()
@@ -330,3 +330,24 @@ async def test_a_cancellation_that_was_lost_on_the_way_is_sent_again():
     await asyncio.wait_for(cancelled([task]), LIMIT_S)
     assert heard == [0, 1]
     assert task.cancelled()
+
+
+async def test_who_is_cancelled_while_it_cancels_others_goes_when_they_have_ended():
+    asked = asyncio.Queue[int]()
+
+    async def slow() -> None:
+        for number in itertools.count():
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                asked.put_nowait(number)
+                if number == 2:
+                    raise
+
+    others = [asyncio.create_task(slow())]
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(cancelled(others))
+    await asyncio.wait_for(asked.get(), LIMIT_S)
+    waiting.cancel()
+    await asyncio.wait_for(asyncio.wait([waiting]), LIMIT_S)
+    assert (others[0].cancelled(), waiting.cancelled()) == (True, True)

@@ -38,7 +38,7 @@ from .bus import Bus
 from .rebuild import collector_paused, rebuild
 from .resources import package_version
 from .store import Store, opened
-from .worker import Clerk, Follower
+from .worker import Clerk, Follower, cancelled
 
 RUN, BATCHED, LONG, PACED = "bench", "bench-batched", "bench-long", "bench-paced"
 BATCH = 1000
@@ -267,7 +267,7 @@ async def paced(bus: Bus, run: str, count: int, pace: float = PACE) -> Latencies
         following = group.create_task(Follower(bus, run).follow(handler))
         await on_time([publish(draft) for draft in drafts], pace)
         await all_heard.wait()
-        following.cancel()
+        await cancelled([following])
     return Latencies(tuple((heard[id_] - start) * 1000 for id_, start in called.items()))
 
 

@@ -20,7 +20,7 @@ from .config import ProcessConfig
 from .logs import configure_logs
 from .resources import Resources, package_version
 from .roles import role
-from .worker import Clerk, Worker, serve_runs
+from .worker import Clerk, Worker, cancelled, serve_runs
 
 STOPPED = 128 + signal.SIGTERM
 
@@ -64,8 +64,9 @@ def main(path: str) -> int:
     log.info("started", run=config.run)
 
     async def until_stopped() -> int:
+        loop, stopping = asyncio.get_running_loop(), list[asyncio.Task[None]]()
         task = asyncio.create_task(serve(config))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        loop.add_signal_handler(signal.SIGTERM, lambda: stopping.append(loop.create_task(cancelled([task]))))
         try:
             await task
         except asyncio.CancelledError:

@@ -153,8 +153,10 @@ class Worker:
                 group.create_task(self._work()),
                 group.create_task(self._quarantine()),
             ]
-            await self._until_ended()
-            await cancelled(tasks)
+            try:
+                await self._until_ended()
+            finally:
+                await cancelled(tasks)  # and not by the group, which asks them once
 
     def _note_foreign(self, state: RunState, fact: Logged) -> None:
         if isinstance(fact, Skipped) and state.ending is None:
@@ -277,28 +279,36 @@ async def _heartbeat(work: Work) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)  # and not `await task`, which would hide our own cancelling
+        await cancelled([task])
 
 
 async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel until all are done: in Python 3.11 `wait_for` loses a cancellation that comes in the instant of a result,
-    and the bus's client waits by it."""
+    and the bus's client waits by it. Who is cancelled in here goes when they have ended."""
+    told = False
     while waiting := [task for task in tasks if not task.done()]:
         for task in waiting:
             task.cancel()
-        await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+        try:
+            await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+        except asyncio.CancelledError:
+            told = True
     await asyncio.gather(*tasks, return_exceptions=True)  # how they ended is for who started them to know
+    if told:
+        raise asyncio.CancelledError
 
 
 async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk]) -> None:
     """Serve every active run, now and as they appear."""
-    serving: set[str] = set()
+    serving: dict[str, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
-        async for entry in bus.watch_runs():
-            if entry.status == "active" and entry.run not in serving:
-                serving.add(entry.run)
-                group.create_task(_serve_one(Worker(bus, role, clerk_of(entry.run)), entry.run))
+        try:
+            async for entry in bus.watch_runs():
+                if entry.status == "active" and entry.run not in serving:
+                    worker = Worker(bus, role, clerk_of(entry.run))
+                    serving[entry.run] = group.create_task(_serve_one(worker, entry.run))
+        finally:
+            await cancelled([*serving.values()])
 
 
 async def _serve_one(worker: Worker, run: str) -> None:
