@@ -130,8 +130,8 @@ async def _on_server(
     try:
         await bus.create_registry()
         result["nats_server"] = str(client.connected_server_version).strip("<>")
+        result |= await heard.latencies(bus, client, events)  # while the disk is idle
         rates = await _paired(bus, Peer(client), events, rounds, batch)
-        result |= await heard.latencies(bus, client, events)
         result["tails"] = await heard.tails(bus, client, access, tails, events)
         result |= await _long(bus, Peer(client), long)
         return rates

@@ -61,7 +61,8 @@ def test_version_1_of_step_trained_gave_kl_summed_over_tokens():
     ("kind", "version", "payload", "why"),
     [
         ("step-trained", 3, STEP_1, "newer than this package's 2"),
-        ("step-trained", 0, STEP_1, "no way from step-trained version 0"),
+        ("step-trained", 0, STEP_1, "Expected `int` >= 1 - at `$.version`"),
+        ("step-trained", 10**400, STEP_1, "Expected `int` <= 2147483648"),
         ("step-trained", 1, {**STEP_1, "tokens": "many"}, "does not upcast"),
         ("step-trained", 1, {}, "does not upcast"),
         ("step-trained", 1, [], "Expected `object`"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 from stored_runs import end, forked_at, keep, played
 
 from resia.events import Fact
 from resia.events.errors import UsageError
+from resia.events.merkle import leaf
 from resia.replay.digest import digest
 from resia.replay.fold import fold
 from resia.runtime.bench import rollouts
 from resia.runtime.bulk import Address, BulkUnavailable, stored
+from resia.runtime.bulk_process import Hashed, hashed
 from resia.runtime.bus import BULK_FROM
 from resia.runtime.rebuild import rebuild
 from resia.runtime.snapshots import Snapshot, Snapshots
@@ -49,6 +53,33 @@ async def test_every_event_of_a_long_log_comes_once_in_bulk_as_through_the_clien
     assert [fact.envelope.id for fact in facts if isinstance(fact, Fact)] == [draft.id for draft in drafts]
     assert await rebuild(bus, run) == fold(facts)
     assert await rebuild(bus, run, at=777) == fold(facts[:777])
+
+
+async def test_a_process_of_its_own_reads_the_same_and_its_end_is_noticed(access, bus, run):
+    drafts = list(rollouts(BULK_FROM + 500, run))
+    for at in range(0, len(drafts), 1000):
+        await bus.append(run, drafts[at : at + 1000])
+    host, _, port = access.url.removeprefix("nats://").partition(":")
+    address = Address(host, int(port), *access.login("reader"))
+    read = hashed(address, f"RUN-{run}", 3, len(drafts), "_INBOX.reader.y")
+    seen = [message async for frame in read for message in frame]
+    assert seen == [
+        Hashed(number, draft.subject, draft.data, leaf(number, draft.subject, draft.data))
+        for number, draft in enumerate(drafts[2:], 3)
+    ]
+    with pytest.raises(BulkUnavailable, match="ended too early"):
+        await anext(hashed(address, "RUN-none", 1, 9, "_INBOX.reader.z"))
+
+
+async def test_a_log_that_is_read_with_help_folds_to_the_same(bus, run, monkeypatch):
+    drafts = list(rollouts(BULK_FROM + 500, run))
+    for at in range(0, len(drafts), 1000):
+        await bus.append(run, drafts[at : at + 1000])
+    alone = await rebuild(bus, run)
+    monkeypatch.setattr("resia.runtime.bus.HELPED_FROM", BULK_FROM)
+    assert await rebuild(bus, run) == alone
+    monkeypatch.setattr(sys, "executable", sys.executable + "-that-is-not-there")
+    assert await rebuild(bus, run) == alone
 
 
 async def test_bulk_reading_says_when_it_cannot(access, bus, run):

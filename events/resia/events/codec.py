@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ from .catalogue import EVENT_CLASSES, TYPES, WRITERS, Event, version_of
 from .custom import is_custom, wire_type
 from .envelope import Custom, Envelope, Fact
 from .errors import UnreadableEvent
-from .subjects import event_subject, type_token
+from .subjects import event_prefix, event_subject
 from .upcasters import UPCASTERS
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -23,19 +24,22 @@ class _Wire(Envelope, frozen=True, kw_only=True):
     payload: msgspec.Raw
 
 
-class _Typed(NamedTuple):
-    """How a message of one type in its current version is decoded in one pass, its payload with its envelope."""
+class _Expected(NamedTuple):
+    """What a message of the core says on the subjects of one prefix, and how it is decoded in one pass, its payload
+    with its envelope."""
 
-    name: str
+    decode: Callable[[bytes], Any]
+    type: str
     version: int
-    decoder: msgspec.json.Decoder[Any]
+    run: str
+    role: str
 
 
-def _typed(name: str, cls: type[Event]) -> _Typed:
+def _whole_decoder(cls: type[Event]) -> msgspec.json.Decoder[Any]:
     wire = msgspec.defstruct(
         f"_Wire{cls.__name__}", [("payload", cls)], bases=(Envelope,), frozen=True, kw_only=True, gc=False
     )
-    return _Typed(name, version_of(name), msgspec.json.Decoder(wire))
+    return msgspec.json.Decoder(wire)
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
@@ -43,7 +47,7 @@ _wire_decoder = msgspec.json.Decoder(_Wire)
 _payload_decoders: dict[str, msgspec.json.Decoder[Event]] = {
     name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()
 }
-_typed_decoders = {name: _typed(name, cls) for name, cls in TYPES.items()}
+_whole_decoders = {name: _whole_decoder(cls) for name, cls in TYPES.items()}
 _ENVELOPE_FIELDS = tuple(f.name for f in msgspec.structs.fields(Envelope))
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -59,36 +63,6 @@ def encode(envelope: Envelope, event: msgspec.Struct) -> bytes:
 
 def decode(sequence: int, subject: str, data: bytes) -> Fact | Custom:
     """Fact number `sequence` from its stored bytes; raises UnreadableEvent naming what is wrong."""
-    return _decode_typed(sequence, subject, data) or _decode_any(sequence, subject, data)
-
-
-def _decode_typed(sequence: int, subject: str, data: bytes) -> Fact | None:
-    """The fact, where the subject names a type of the core and the message is one of its current version."""
-    typed = _typed_decoders.get(type_token(subject))
-    if typed is None:
-        return None
-    try:
-        wire = typed.decoder.decode(data)
-    except _UNDECODABLE:
-        return None  # `_decode_any` says why
-    if wire.type != typed.name or wire.version != typed.version:
-        return None
-    envelope = Envelope(
-        wire.id,
-        wire.run,
-        wire.type,
-        wire.version,
-        wire.cause,
-        wire.basis,
-        wire.producer,
-        wire.recorded_at,
-        wire.trace,
-    )
-    return Fact(sequence, merkle.leaf(sequence, subject, data), envelope, wire.payload)
-
-
-def _decode_any(sequence: int, subject: str, data: bytes) -> Fact | Custom:
-    """The envelope first, then the payload as its type and version say."""
     try:
         wire = _wire_decoder.decode(data)
         envelope = Envelope(**{name: getattr(wire, name) for name in _ENVELOPE_FIELDS})
@@ -115,21 +89,62 @@ def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
         )
     payload: dict[str, Any] = msgspec.json.decode(wire.payload, type=dict)
     for version in range(wire.version, current):
-        step: Callable[[dict[str, Any]], dict[str, Any]] | None = UPCASTERS.get((wire.type, version))
-        if step is None:
-            raise UnreadableEvent(sequence, f"no way from {wire.type} version {version} to {version + 1}")
         try:
-            payload = step(payload)
+            payload = UPCASTERS[wire.type, version](payload)
         except (KeyError, TypeError, ValueError, ArithmeticError) as cause:
             raise UnreadableEvent(sequence, f"{wire.type} version {version} does not upcast: {cause!r}") from cause
     return msgspec.json.encode(payload)
 
 
-def read(sequence: int, subject: str, data: bytes) -> Fact | Custom:
+def read(sequence: int, subject: str, data: bytes, leaf: str | None = None) -> Fact | Custom:
     """`decode`, for messages that came over the bus: also refuses what its writer had no right to say.
 
     The subject is what the server let its writer use; the envelope must say the same, and the role own the type.
+    `leaf` is the message's Merkle leaf where the caller has it.
     """
+    return _read_expected(sequence, subject, data, leaf) or _read_any(sequence, subject, data)
+
+
+def _read_expected(sequence: int, subject: str, data: bytes, leaf: str | None) -> Fact | None:
+    """The fact, where it is of the current version and everything about it fits its subject."""
+    prefix, _, event_id = subject.rpartition(".")
+    expected = _expected(prefix)
+    if expected is None:
+        return None
+    try:
+        wire = expected.decode(data)
+    except _UNDECODABLE:
+        return None  # `_read_any` says why
+    says = (wire.id, wire.type, wire.version, wire.run, wire.producer.role)
+    if says != (event_id, expected.type, expected.version, expected.run, expected.role):
+        return None
+    envelope = Envelope(
+        event_id,
+        expected.run,
+        expected.type,
+        wire.version,
+        wire.cause,
+        wire.basis,
+        wire.producer,
+        wire.recorded_at,
+        wire.trace,
+    )
+    return Fact(sequence, leaf or merkle.leaf(sequence, subject, data), envelope, wire.payload)
+
+
+@lru_cache(maxsize=256)
+def _expected(prefix: str) -> _Expected | None:
+    """None where no role may write a type of the core on these subjects."""
+    tokens = prefix.split(".")
+    if len(tokens) != 4 or event_prefix(*tokens[1:]) != prefix:
+        return None
+    _, run, role, kind = tokens
+    if kind not in TYPES or TYPES[kind] not in WRITERS.get(role, ()):
+        return None
+    return _Expected(_whole_decoders[kind].decode, kind, version_of(kind), run, role)
+
+
+def _read_any(sequence: int, subject: str, data: bytes) -> Fact | Custom:
     fact = decode(sequence, subject, data)
     envelope, role = fact.envelope, fact.envelope.producer.role
     if subject != event_subject(envelope.run, role, envelope.type, envelope.id):
@@ -145,3 +160,4 @@ def _clip(text: str, limit: int = 200) -> str:
 
 
 assert set(TYPES.values()) == set(EVENT_CLASSES), "catalogue and union differ"
+assert UPCASTERS.keys() == {(name, v) for name in TYPES for v in range(1, version_of(name))}, "a version has no way up"

@@ -6,7 +6,7 @@ A frozen value cannot be part of a cycle, so what every event allocates is left 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -32,7 +32,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     id: str
     run: str
     type: str
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     cause: str | None
     basis: int
     producer: Producer

@@ -26,13 +26,12 @@ def stream(run: str) -> str:
 
 
 def event_subject(run: str, role: str, kind: str, event_id: str) -> str:
-    return f"resia.{run}.{role}.{kind}.{event_id}"
+    return f"{event_prefix(run, role, kind)}.{event_id}"
 
 
-def type_token(subject: str) -> str:
-    """The wire type in an event's subject; empty where there is none."""
-    tokens = subject.rsplit(".", 2)
-    return tokens[1] if len(tokens) == 3 else ""
+def event_prefix(run: str, role: str, kind: str) -> str:
+    """What the subjects of one run's events of a type and a role begin with."""
+    return f"resia.{run}.{role}.{kind}"
 
 
 def all_events(run: str) -> str:

@@ -8,6 +8,7 @@ whatever breaks, raises BulkUnavailable between two events; the caller goes on f
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
@@ -15,10 +16,19 @@ import msgspec
 
 from resia.events.errors import BusError
 
+from .protocol import stream_sequence
+
 ANSWER_S = 5.0  # a server that has been silent for so long, heartbeats and all, is given up
 _HEARTBEAT_S = 2
+_AHEAD_BYTES = 2**24
 _NANO = 10**9
 _CONTROL = b"NATS/1.0 1"  # status 100: flow control or idle heartbeat
+
+
+# An event as resia publishes it: its subject, where it is acknowledged, its number there, sizes of headers and of all.
+_EVENT = re.compile(
+    rb"HMSG ([^ ]+) [^ ]+ ([$]JS[.]ACK[.][^. ]+[.][^. ]+[.]\d+[.](\d+)[.]\d+[.]\d+[.]\d+) (\d+) (\d+)\r\n"
+)
 
 
 class BulkUnavailable(BusError):
@@ -46,7 +56,7 @@ class Stored(NamedTuple):
 async def stored(address: Address, stream: str, first: int, inbox: str) -> AsyncGenerator[list[Stored], None]:
     """Messages of `stream` from number `first`, in chunks and without end; `inbox` is free and the user's own.
 
-    Memory is bounded: the server sends on once the chunk before was taken. Raises BulkUnavailable.
+    Memory is bounded: the server sends on once most of what came before was taken. Raises BulkUnavailable.
     """
     splitter = _Splitter(address)
     try:
@@ -155,36 +165,61 @@ class _Splitter(asyncio.Protocol):
 
     def _split(self, data: bytes) -> int:
         """Deal with every operation that is all there; where the first that is not begins."""
-        at, messages = 0, self._messages
-        while (end := data.find(b"\r\n", at)) >= 0:
-            fields, body = data[at:end].split(b" "), end + 2
-            if fields[0] != b"HMSG" and fields[0] != b"MSG":
-                self._operation(*data[at:end].partition(b" ")[::2])
-                at = body
+        at, length, add, event_at = 0, len(data), self._messages.append, _EVENT.match
+        while True:
+            event = event_at(data, at)
+            if event is None:
+                after = self._other(data, at)
+                if after < 0:
+                    return at
+                at = after
                 continue
-            after = body + int(fields[-1])
-            if len(data) < after + 2:
-                break
-            header = body + int(fields[-2]) if fields[0] == b"HMSG" else body
-            reply = fields[3] if len(fields) == (6 if header > body else 5) else b""
-            if reply.startswith(b"$JS.ACK."):
-                tokens = reply.split(b".")
-                number = int(tokens[5 if len(tokens) == 9 else 7])
-                messages.append(Stored(number, fields[1].decode(), data[header:after], reply))
-            else:
-                self._control(reply, data[body:header], data[header:after])
+            begin = event.end()
+            subject, reply, number, header, size = event.groups()
+            after = begin + int(size)
+            if length < after + 2:
+                return at
+            add(Stored(int(number), subject.decode(), data[begin + int(header) : after], reply))
             at = after + 2
-        return at
+
+    def _other(self, data: bytes, at: int) -> int:
+        """Deal with an operation that brings no event; where the next begins, -1 when it is not all there."""
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            return -1
+        fields, body = data[at:end].split(b" "), end + 2
+        if fields[0] != b"HMSG" and fields[0] != b"MSG":
+            self._operation(*data[at:end].partition(b" ")[::2])
+            return body
+        after = body + int(fields[-1])
+        if len(data) < after + 2:
+            return -1
+        header = body + int(fields[-2]) if fields[0] == b"HMSG" else body
+        reply = fields[3] if len(fields) == (6 if header > body else 5) else b""
+        if reply.startswith(b"$JS.ACK."):  # an event that was published with headers
+            number = stream_sequence(reply.decode())
+            self._messages.append(Stored(number, fields[1].decode(), data[header:after], reply))
+        else:
+            self._control(reply, data[body:header], data[header:after])
+        return after + 2
 
     def _control(self, reply: bytes, header: bytes, answer: bytes) -> None:
         """Flow control, a heartbeat, or the answer to the consumer's creation."""
         if header.startswith(_CONTROL):
             stalled = [line for line in header.split(b"\r\n") if line.lower().startswith(b"nats-consumer-stalled:")]
-            self._due += [reply] if reply else [line.partition(b":")[2].strip() for line in stalled]
+            self._flow([reply] if reply else [line.partition(b":")[2].strip() for line in stalled])
         elif header:
             self._break(f"the server ended it: {header[:80]!r}")
         elif error := msgspec.json.decode(answer, type=dict[str, Any]).get("error"):
             self._break(f"the server refuses the consumer: {error}")
+
+    def _flow(self, subjects: list[bytes]) -> None:
+        """Let the server send on: at once while little is waiting here, else when that is taken."""
+        if sum(len(message.data) for message in self._messages) < _AHEAD_BYTES:
+            for subject in subjects:
+                self.publish(subject)
+        else:
+            self._due += subjects
 
     def _operation(self, operation: bytes, rest: bytes) -> None:
         match operation.upper():

@@ -31,6 +31,7 @@ from resia.events.errors import BusError, Tampered, UsageError
 from .append import APPEND_TRIES, Unanswered, append
 from .append import BATCH_LIMIT as BATCH_LIMIT
 from .bulk import Address, BulkUnavailable, Stored, stored
+from .bulk_process import hashed
 from .permissions import SCHEMAS, inbox
 from .protocol import Appended, RunEntry, in_order, logged, stream_sequence
 
@@ -42,6 +43,7 @@ RECONNECTS, RECONNECT_WAIT_S = 150, 0.2  # 30 s without a server, then every cal
 ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live one says so three times as often
 HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed after two to four of them
 PULL_S = 2.0  # a request for work is made anew this often: a server that came back knows nothing of the old one
+HELPED_FROM = 50_000  # a shorter log is read before a second process has begun
 BULK_FROM = 2000  # a shorter log is read before a second connection is made
 ARRIVALS_LIMIT = 4096
 DEFAULT_PORT = 4222
@@ -301,16 +303,31 @@ class Bus:
                         return
 
     async def _in_bulk(self, run: str, after: int, last: int) -> AsyncGenerator[list[Logged], None]:
-        async with aclosing(self.stored(run, after, last)) as chunks:
-            async for chunk in chunks:
-                yield [logged(run, sequence, subject, data) for sequence, subject, data, _ in chunk]
+        address = self._bulk_address(after, last)
+        if address is None or last - after < HELPED_FROM:
+            async with aclosing(self.stored(run, after, last)) as chunks:
+                async for chunk in chunks:
+                    yield [logged(run, sequence, subject, data) for sequence, subject, data, _ in chunk]
+            return
+        try:
+            async with aclosing(hashed(address, names.stream(run), after + 1, last, self.inbox())) as frames:
+                async for frame in frames:
+                    yield [logged(run, *message) for message in frame]
+        except BulkUnavailable as cause:
+            _log.debug("read on without", run=run, why=str(cause))
+
+    def _bulk_address(self, after: int, last: int) -> Address | None:
+        """Where to read these in bulk; None where they are few, or there is no bulk reading."""
+        url = self._client.connected_url
+        if last - after < BULK_FROM or url is None or url.scheme != "nats" or not url.hostname:
+            return None
+        return Address(url.hostname, url.port or DEFAULT_PORT, *self._login)
 
     async def stored(self, run: str, after: int, last: int) -> AsyncGenerator[list[Stored], None]:
         """A long log from `after` + 1 to `last` or further; less where there is no bulk reading, or no more."""
-        url = self._client.connected_url
-        if last - after < BULK_FROM or url is None or url.scheme != "nats" or not url.hostname:
+        address = self._bulk_address(after, last)
+        if address is None:
             return
-        address = Address(url.hostname, url.port or DEFAULT_PORT, *self._login)
         try:
             async with aclosing(stored(address, names.stream(run), after + 1, self.inbox())) as chunks:
                 async for chunk in chunks:

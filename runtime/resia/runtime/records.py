@@ -17,7 +17,6 @@ import msgspec
 from resia.events import Fact, Logged, Parent, RunCompleted, RunFailed, merkle
 from resia.events import subjects as names
 from resia.events.errors import BusError, Tampered, UsageError
-from resia.events.subjects import type_token
 from resia.replay.fork import parent_of
 
 from .bus import Bus
@@ -85,7 +84,7 @@ class Tally:
 
 def _ending(run: str, record: Record) -> str | None:
     """'completed' or 'failed' when this event ends its run."""
-    if type_token(record.subject) not in _ENDINGS:
+    if not any(f".{kind}." in record.subject for kind in _ENDINGS):
         return None
     fact = record.logged(run)
     if isinstance(fact, Fact) and isinstance(fact.event, RunCompleted | RunFailed):
