@@ -96,16 +96,15 @@ def _current(sequence: int, wire: _Wire) -> bytes | msgspec.Raw:
     return msgspec.json.encode(payload)
 
 
-def read(sequence: int, subject: str, data: bytes, leaf: str | None = None) -> Fact | Custom:
+def read(sequence: int, subject: str, data: bytes) -> Fact | Custom:
     """`decode`, for messages that came over the bus: also refuses what its writer had no right to say.
 
     The subject is what the server let its writer use; the envelope must say the same, and the role own the type.
-    `leaf` is the message's Merkle leaf where the caller has it.
     """
-    return _read_expected(sequence, subject, data, leaf) or _read_any(sequence, subject, data)
+    return _read_expected(sequence, subject, data) or _read_any(sequence, subject, data)
 
 
-def _read_expected(sequence: int, subject: str, data: bytes, leaf: str | None) -> Fact | None:
+def _read_expected(sequence: int, subject: str, data: bytes) -> Fact | None:
     """The fact, where it is of the current version and everything about it fits its subject."""
     prefix, _, event_id = subject.rpartition(".")
     expected = _expected(prefix)
@@ -115,8 +114,13 @@ def _read_expected(sequence: int, subject: str, data: bytes, leaf: str | None) -
         wire = expected.decode(data)
     except _UNDECODABLE:
         return None  # `_read_any` says why
-    says = (wire.id, wire.type, wire.version, wire.run, wire.producer.role)
-    if says != (event_id, expected.type, expected.version, expected.run, expected.role):
+    if (
+        wire.id != event_id
+        or wire.type != expected.type
+        or wire.version != expected.version
+        or wire.run != expected.run
+        or wire.producer.role != expected.role
+    ):
         return None
     envelope = Envelope(
         event_id,
@@ -129,7 +133,7 @@ def _read_expected(sequence: int, subject: str, data: bytes, leaf: str | None) -
         wire.recorded_at,
         wire.trace,
     )
-    return Fact(sequence, leaf or merkle.leaf(sequence, subject, data), envelope, wire.payload)
+    return Fact(sequence, merkle.leaf(sequence, subject, data), envelope, wire.payload)
 
 
 @lru_cache(maxsize=256)

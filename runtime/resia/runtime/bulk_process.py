@@ -1,4 +1,4 @@
-"""Bulk reading in a process of its own, which splits and hashes while this one decodes and folds.
+"""Bulk reading in a process of its own, which splits while this one decodes and folds.
 
 Run as `python -m resia.runtime.bulk_process`: what to read is on standard input, and frames go to standard output,
 four bytes of length and then a list in MessagePack.
@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from resia.events.merkle import leaf
-
 from .bulk import Address, BulkUnavailable, stored
 
 FRAME_LIMIT = 2**26
@@ -26,13 +24,7 @@ _PIPE_BYTES = 2**20
 _LENGTH = struct.Struct(">I")
 
 
-class Hashed(NamedTuple):
-    """A message as the stream holds it, and its leaf."""
-
-    sequence: int
-    subject: str
-    data: bytes
-    leaf: str
+Message = tuple[int, str, bytes]  # number, subject, bytes
 
 
 class _Task(NamedTuple):
@@ -43,12 +35,12 @@ class _Task(NamedTuple):
     inbox: str
 
 
-_frames = msgspec.msgpack.Decoder(list[Hashed])
+_frames = msgspec.msgpack.Decoder(list[Message])
 
 
-async def hashed(
+async def elsewhere(
     address: Address, stream: str, first: int, last: int, inbox: str
-) -> AsyncGenerator[list[Hashed], None]:
+) -> AsyncGenerator[list[Message], None]:
     """Messages `first` to `last` or further, as `bulk.stored` gives them. Raises BulkUnavailable."""
     try:
         process = await asyncio.create_subprocess_exec(
@@ -88,7 +80,7 @@ async def _serve(task: _Task) -> None:
             fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     async with aclosing(stored(task.address, task.stream, task.first, task.inbox)) as chunks:
         async for chunk in chunks:
-            frame = encode([(m.sequence, m.subject, m.data, leaf(m.sequence, m.subject, m.data)) for m in chunk])
+            frame = encode([(number, subject, data) for number, subject, data, _ in chunk])
             out.write(_LENGTH.pack(len(frame)))
             out.write(frame)
             out.flush()

@@ -31,7 +31,7 @@ from resia.events.errors import BusError, Tampered, UsageError
 from .append import APPEND_TRIES, Unanswered, append
 from .append import BATCH_LIMIT as BATCH_LIMIT
 from .bulk import Address, BulkUnavailable, Stored, stored
-from .bulk_process import hashed
+from .bulk_process import elsewhere
 from .permissions import SCHEMAS, inbox
 from .protocol import Appended, RunEntry, in_order, logged, stream_sequence
 
@@ -310,9 +310,9 @@ class Bus:
                     yield [logged(run, sequence, subject, data) for sequence, subject, data, _ in chunk]
             return
         try:
-            async with aclosing(hashed(address, names.stream(run), after + 1, last, self.inbox())) as frames:
+            async with aclosing(elsewhere(address, names.stream(run), after + 1, last, self.inbox())) as frames:
                 async for frame in frames:
-                    yield [logged(run, *message) for message in frame]
+                    yield [logged(run, sequence, subject, data) for sequence, subject, data in frame]
         except BulkUnavailable as cause:
             _log.debug("read on without", run=run, why=str(cause))
 

@@ -77,10 +77,10 @@ def stream_sequence(reply: str) -> int:
     return int(tokens[5 if len(tokens) == 9 else 7])
 
 
-def logged(run: str, sequence: int, subject: str, data: bytes, known: str | None = None) -> Logged:
-    """What the message that is number `sequence` of `run` says; Skipped where that is nothing. `known` is its leaf."""
+def logged(run: str, sequence: int, subject: str, data: bytes) -> Logged:
+    """What the message that is number `sequence` of `run` says; Skipped where that is nothing."""
     try:
-        fact = read(sequence, subject, data, known)
+        fact = read(sequence, subject, data)
     except UnreadableEvent as cause:
         return Skipped(sequence, leaf(sequence, subject, data), cause.why)
     if fact.envelope.run != run:  # and so its subject's: a consumer may deliver into any stream
