@@ -32,7 +32,7 @@ class Asset(NamedTuple):
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "resia.runtime.engines.gguf", str(gguf), str(folder)]
+    command = [sys.executable, "-P", "-m", "resia.runtime.engines.gguf", str(gguf), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -1,30 +1,29 @@
 """Bulk reading in a process of its own, which splits while this one decodes and folds.
 
-Run as `python -m resia.runtime.bulk_process`: what to read is on standard input, and frames go to standard output,
-four bytes of length and then a list in MessagePack.
+Run as `python -m resia.runtime.bulk_process` on a socket: what to read comes in, and frames go out, each four bytes of
+length and then a list in MessagePack.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import socket
 import struct
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
 
 from .bulk import Address, BulkUnavailable, stored
 
-FRAME_LIMIT = 2**26
-_PIPE_BYTES = 2**20
+_SOCKET_BYTES = 2**20
 _LENGTH = struct.Struct(">I")
 
-
 Message = tuple[int, str, bytes]  # number, subject, bytes
+_frames = msgspec.msgpack.Decoder(list[Message])
 
 
 class _Task(NamedTuple):
@@ -35,49 +34,49 @@ class _Task(NamedTuple):
     inbox: str
 
 
-_frames = msgspec.msgpack.Decoder(list[Message])
-
-
 async def elsewhere(
     address: Address, stream: str, first: int, last: int, inbox: str
 ) -> AsyncGenerator[list[Message], None]:
     """Messages `first` to `last` or further, as `bulk.stored` gives them. Raises BulkUnavailable."""
+    process, ours = _start()
+    reader, writer = await asyncio.open_connection(sock=ours, limit=4 * _SOCKET_BYTES)
     try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=4 * _PIPE_BYTES
-        )
-    except OSError as cause:
-        raise BulkUnavailable(f"no process to read in bulk: {cause}") from cause
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.json.encode(_Task(address, stream, first, last, inbox)))
-        process.stdin.write_eof()
-        while frame := await _frame(process):
-            yield _frames.decode(frame)
+        writer.write(msgspec.json.encode(_Task(address, stream, first, last, inbox)))
+        writer.write_eof()
+        reached = first - 1
+        while reached < last:
+            frame = _frames.decode(await _frame(reader))
+            reached = frame[-1][0]
+            yield frame
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        writer.close()
+        process.kill()
+        process.wait()
 
 
-async def _frame(process: Process) -> bytes:
-    """The next frame, empty after the last."""
-    assert process.stdout is not None
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The process, and the socket on which to talk to it."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+    command = [sys.executable, "-P", "-m", __name__]  # -P: no file of the present folder may stand for a module
+    with theirs:
+        try:
+            return subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno()), ours
+        except OSError as cause:
+            ours.close()
+            raise BulkUnavailable(f"no process to read in bulk: {cause}") from cause
+
+
+async def _frame(reader: asyncio.StreamReader) -> bytes:
     try:
-        (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
-        return await process.stdout.readexactly(length)
-    except asyncio.IncompleteReadError as cause:
-        if cause.partial or await process.wait() != 0:
-            raise BulkUnavailable("the process that reads in bulk ended too early") from cause
-        return b""
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError) as cause:
+        raise BulkUnavailable("the process that reads in bulk ended too early") from cause
 
 
 async def _serve(task: _Task) -> None:
-    encode = msgspec.msgpack.Encoder().encode
-    out = sys.stdout.buffer
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with suppress(OSError):  # no more is allowed here: slower, and right all the same
-            fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    encode, out = msgspec.msgpack.Encoder().encode, sys.stdout.buffer
     async with aclosing(stored(task.address, task.stream, task.first, task.inbox)) as chunks:
         async for chunk in chunks:
             frame = encode([(number, subject, data) for number, subject, data, _ in chunk])
@@ -92,7 +91,7 @@ def main() -> int:
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=_Task)
     try:
         asyncio.run(_serve(task))
-    except (BulkUnavailable, BrokenPipeError) as cause:
+    except (BulkUnavailable, ConnectionError) as cause:
         sys.stderr.write(f"{cause}\n" if isinstance(cause, BulkUnavailable) else "")
         return 1
     return 0

@@ -67,6 +67,7 @@ class Supervisor:
         with self._log(config.worker).open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # no file of the present folder may stand for a module
                 "-m",
                 "resia.runtime.process",
                 str(path),
