@@ -15,7 +15,7 @@ from resia.replay.fold import fold
 from resia.runtime.bench import rollouts
 from resia.runtime.bulk import Address, BulkUnavailable, stored
 from resia.runtime.bulk_process import elsewhere
-from resia.runtime.bus import BULK_FROM
+from resia.runtime.logreader import BULK_FROM
 from resia.runtime.rebuild import rebuild
 from resia.runtime.snapshots import Snapshot, Snapshots
 
@@ -72,7 +72,7 @@ async def test_a_log_that_is_read_with_help_folds_to_the_same(bus, run, monkeypa
     for at in range(0, len(drafts), 1000):
         await bus.append(run, drafts[at : at + 1000])
     alone = await rebuild(bus, run)
-    monkeypatch.setattr("resia.runtime.bus.HELPED_FROM", BULK_FROM)
+    monkeypatch.setattr("resia.runtime.logreader.HELPED_FROM", BULK_FROM)
     assert await rebuild(bus, run) == alone
     monkeypatch.setattr(sys, "executable", sys.executable + "-that-is-not-there")
     assert await rebuild(bus, run) == alone

@@ -3,6 +3,8 @@
 One stream a run, appends idempotent for ever (nothing may exist on an event's own subject), several events as one
 atomic batch, decisions fenced by the last decision's sequence. Reading and writing go through this thin layer
 because the client's own asynchronous publish and fetch lose errors under load. Knows nothing of roles or rules.
+
+It is longer than other modules since whatever needs the client has to be here.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -18,7 +19,6 @@ import msgspec
 import nats
 import nats.errors
 import nats.js.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
@@ -30,10 +30,10 @@ from resia.events.errors import BusError, Tampered, UsageError
 
 from .append import APPEND_TRIES, Unanswered, append
 from .append import BATCH_LIMIT as BATCH_LIMIT
-from .bulk import Address, BulkUnavailable, Stored, stored
-from .bulk_process import elsewhere
+from .bulk import Address, Stored
+from .logreader import Arrivals, batches, stored_in_bulk
 from .permissions import SCHEMAS, inbox
-from .protocol import Appended, RunEntry, in_order, logged, stream_sequence
+from .protocol import Appended, Heard, RunEntry, logged, stream_sequence
 
 REGISTRY = "resia-runs"
 ACK_TIMEOUT_S = 10.0
@@ -43,11 +43,7 @@ RECONNECTS, RECONNECT_WAIT_S = 150, 0.2  # 30 s without a server, then every cal
 ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live one says so three times as often
 HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed after two to four of them
 PULL_S = 2.0  # a request for work is made anew this often: a server that came back knows nothing of the old one
-HELPED_FROM = 50_000  # a shorter log is read before a second process has begun
-BULK_FROM = 2000  # a shorter log is read before a second connection is made
-ARRIVALS_LIMIT = 4096
 DEFAULT_PORT = 4222
-_log = structlog.get_logger()
 
 
 class Work(NamedTuple):
@@ -64,14 +60,6 @@ class Work(NamedTuple):
     async def in_progress(self) -> None:
         with _bus_errors("say that work is in hand"):
             await self.message.in_progress()
-
-
-class Heard(NamedTuple):
-    """One core message: stored nowhere, heard by whoever listens. `reply` is empty where no answer is awaited."""
-
-    subject: str
-    reply: str
-    data: bytes
 
 
 class Bus:
@@ -288,62 +276,28 @@ class Bus:
 
         Without `follow`, up to number `until`, which is there already, or to the present end.
         """
-        last = await self.last_sequence(run)
-        last = last if until is None else min(last, until)
-        for source in chain([self._in_bulk], repeat(self._pushed)):
-            if not follow and after >= last:
-                return
-            async with aclosing(source(run, after, last)) as batches:
-                async for arrived in batches:
-                    batch = in_order(arrived, after, None if follow else last)
-                    if batch:
-                        after = batch[-1].sequence
-                        yield batch
-                    if not follow and after >= last:
-                        return
+        async with aclosing(batches(self, run, after, follow, until)) as found:
+            async for batch in found:
+                yield batch
 
-    async def _in_bulk(self, run: str, after: int, last: int) -> AsyncGenerator[list[Logged], None]:
-        address = self._bulk_address(after, last)
-        if address is None or last - after < HELPED_FROM:
-            async with aclosing(self.stored(run, after, last)) as chunks:
-                async for chunk in chunks:
-                    yield [logged(run, sequence, subject, data) for sequence, subject, data, _ in chunk]
-            return
-        try:
-            async with aclosing(elsewhere(address, names.stream(run), after + 1, last, self.inbox())) as frames:
-                async for frame in frames:
-                    yield [logged(run, sequence, subject, data) for sequence, subject, data in frame]
-        except BulkUnavailable as cause:
-            _log.debug("read on without", run=run, why=str(cause))
+    def stored(self, run: str, after: int, last: int) -> AsyncGenerator[list[Stored], None]:
+        """A long log from `after` + 1 to `last` or further; less where there is no bulk reading, or no more."""
+        return stored_in_bulk(self, run, after, last)
 
-    def _bulk_address(self, after: int, last: int) -> Address | None:
-        """Where to read these in bulk; None where they are few, or there is no bulk reading."""
+    def bulk_address(self) -> Address | None:
+        """Where a plain connection of our own is possible; None where it is not."""
         url = self._client.connected_url
-        if last - after < BULK_FROM or url is None or url.scheme != "nats" or not url.hostname:
+        if url is None or url.scheme != "nats" or not url.hostname:
             return None
         return Address(url.hostname, url.port or DEFAULT_PORT, *self._login)
 
-    async def stored(self, run: str, after: int, last: int) -> AsyncGenerator[list[Stored], None]:
-        """A long log from `after` + 1 to `last` or further; less where there is no bulk reading, or no more."""
-        address = self._bulk_address(after, last)
-        if address is None:
-            return
-        try:
-            async with aclosing(stored(address, names.stream(run), after + 1, self.inbox())) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-                    if chunk[-1].sequence >= last:
-                        return
-        except BulkUnavailable as cause:
-            _log.debug("read on without", run=run, why=str(cause))
-
-    async def _pushed(self, run: str, after: int, _: int) -> AsyncGenerator[list[Logged], None]:
+    async def pushed(self, run: str, after: int) -> AsyncGenerator[list[Logged], None]:
         """Everything after `after`, as it comes. Ends when the log is further than what comes: begin again then.
 
         The client makes its consumer anew when it breaks, and gives that up when the server is not there just then.
         """
         config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)
-        arrivals = _Arrivals()
+        arrivals = Arrivals[Msg]()
         with _bus_errors(f"read the log of run '{run}'"):
             subscription = await self._js.subscribe(
                 ">",  # and not the run's subjects: what is delivered into its stream from elsewhere has a number too
@@ -528,31 +482,6 @@ def _unanswered() -> Iterator[None]:
         yield
     except (TimeoutError, nats.errors.Error) as cause:
         raise Unanswered(f"{type(cause).__name__}: {cause}") from cause
-
-
-class _Arrivals:
-    """Messages of a subscription as they come, to be taken all at once; holds the client back while nobody does."""
-
-    def __init__(self) -> None:
-        self._messages: list[Msg] = []
-        self._come, self._room = asyncio.Event(), asyncio.Event()
-
-    async def put(self, message: Msg) -> None:
-        self._messages.append(message)
-        self._come.set()
-        if len(self._messages) >= ARRIVALS_LIMIT:
-            self._room.clear()
-            await self._room.wait()
-
-    async def take(self) -> list[Msg]:
-        """What has come since the last call; nothing when nothing comes for a second."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await self._come.wait()
-        taken, self._messages = self._messages, []
-        self._come.clear()
-        self._room.set()
-        return taken
 
 
 def _fact(run: str, message: Msg) -> Logged:

@@ -25,6 +25,14 @@ class Archived(msgspec.Struct, frozen=True):
     merkle_root: str
 
 
+class Heard(NamedTuple):
+    """One core message: stored nowhere, heard by whoever listens. `reply` is empty where no answer is awaited."""
+
+    subject: str
+    reply: str
+    data: bytes
+
+
 class RunEntry(msgspec.Struct, frozen=True):
     """A run in the registry. `status` is a hint for listing; the log alone says how a run stands.
 
