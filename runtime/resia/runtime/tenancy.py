@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ async def sole(folder: Path, port: int | None) -> AsyncIterator[Serving]:
 async def _claimed(folder: Path, server: EmbeddedServer) -> Access:
     loop = asyncio.get_running_loop()
     started = loop.time()
-    if not locked(folder / LOCK):
+    with suppress(StoreInUse):
         return server.start()
     with (folder / WANTED).open("w") as wanted:
         while True:
