@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
 from resia.runtime.server import Access, EmbeddedServer
 
@@ -55,3 +56,20 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
     yield Home(tmp_path / "home", access, bus, server)
     await bus.close()
     server.stop()
+
+
+@pytest.fixture
+async def empty(tmp_path: Path) -> AsyncIterator[Bus]:
+    """Another server, with nothing in it."""
+    server = EmbeddedServer(tmp_path / "empty")
+    access = server.start()
+    bus = await connect(access.url, *access.login("admin"))
+    await bus.create_registry()
+    yield bus
+    await bus.close()
+    server.stop()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> DirectoryBlobs:
+    return DirectoryBlobs(tmp_path / "blobs")

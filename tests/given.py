@@ -41,3 +41,21 @@ BLOB = Blob("a" * 64, 3)
 CANDIDATE = Candidate(BLOB)
 UNSEALED = TestUnsealed(CANDIDATE, CANDIDATE)
 FAILED = RunFailed("x")
+
+
+# Of a whole run with one training in it, of the taught model of tiny_agent.py: ten seconds on one core.
+SETTINGS = [
+    "domain_options.synthetic=true",
+    "domain_options.search_items=3",
+    "domain_options.test_items=2",
+    "engine.threads=1",
+    "loop.mode=W",
+    "loop.patience_w=1",
+    "sampling.group_size=8",
+    "sampling.shard_size=8",
+    "training.rank=8",
+    "training.rounds=2",
+    "training.groups=2",
+    "training.group_size=8",
+    "seed=3",
+]

@@ -23,35 +23,16 @@ from resia.replay.digest import digest
 from resia.runtime.archive import archive_run
 from resia.runtime.archive_file import Manifest, opened_archive
 from resia.runtime.blobs import DirectoryBlobs
-from resia.runtime.bus import connect
 from resia.runtime.importing import IMPORTED, IMPORTING
 from resia.runtime.protocol import RunEntry
 from resia.runtime.reading import read_log
 from resia.runtime.records import records, tally
 from resia.runtime.restoring import restore_file
-from resia.runtime.server import EmbeddedServer
 from resia.runtime.streamcopy import streams
 
 
 def quiet(what: str, done: int, total: int) -> None:
     assert done >= 0, what
-
-
-@pytest.fixture
-async def empty(tmp_path):
-    """Another server, with nothing in it."""
-    server = EmbeddedServer(tmp_path / "empty")
-    access = server.start()
-    bus = await connect(access.url, *access.login("admin"))
-    await bus.create_registry()
-    yield bus
-    await bus.close()
-    server.stop()
-
-
-@pytest.fixture
-def blobs(tmp_path) -> DirectoryBlobs:
-    return DirectoryBlobs(tmp_path / "blobs")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from given import SETTINGS
 from resia.events import AdapterTrained, DecisionMade, Fact, RolloutRecorded
 from resia.events.errors import UsageError
 from resia.replay.digest import view
@@ -22,21 +23,6 @@ from resia.runtime.store import Store, opened
 from resia.trainers.objectives import FEASIBLE
 
 RUN, AGAIN = "parent", "parent-at-1"
-SETTINGS = [
-    "domain_options.synthetic=true",
-    "domain_options.search_items=3",
-    "domain_options.test_items=2",
-    "engine.threads=1",
-    "loop.mode=W",
-    "loop.patience_w=1",
-    "sampling.group_size=8",
-    "sampling.shard_size=8",
-    "training.rank=8",
-    "training.rounds=2",
-    "training.groups=2",
-    "training.group_size=8",
-    "seed=3",
-]
 OF_THE_TEST = {"evaluations", "unsealed", "controls", "controls_asked", "ending", "ledger"}
 
 

@@ -14,37 +14,17 @@ import histories
 from resia.events.errors import BusError, UsageError
 from resia.replay.digest import digest
 from resia.replay.verify import check
-from resia.runtime.blobs import DirectoryBlobs
-from resia.runtime.bus import connect
 from resia.runtime.cli import main
 from resia.runtime.export import write_jsonl
 from resia.runtime.export_parquet import write_parquet
 from resia.runtime.importing import IMPORTED, IMPORTING, Imported, blobs_beside, import_file
 from resia.runtime.reading import read_log
 from resia.runtime.records import records
-from resia.runtime.server import EmbeddedServer
 from resia.runtime.store import Store, opened, require_run
 
 
 def quiet(what: str, done: int, total: int) -> None:
     assert 0 <= done <= total, what
-
-
-@pytest.fixture
-async def empty(tmp_path):
-    """Another server, with nothing in it."""
-    server = EmbeddedServer(tmp_path / "empty")
-    access = server.start()
-    bus = await connect(access.url, *access.login("admin"))
-    await bus.create_registry()
-    yield bus
-    await bus.close()
-    server.stop()
-
-
-@pytest.fixture
-def blobs(tmp_path) -> DirectoryBlobs:
-    return DirectoryBlobs(tmp_path / "blobs")
 
 
 @pytest.fixture

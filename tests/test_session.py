@@ -16,6 +16,7 @@ from typing import Any
 import nats
 import pytest
 
+from given import SETTINGS
 from resia.events import AdapterTrained, DecisionMade, Fact, RolloutRecorded, RunCompleted, Skipped
 from resia.events.errors import UnknownName, UsageError
 from resia.replay.digest import digest
@@ -29,21 +30,6 @@ from resia.runtime.store import Store
 from resia.runtime.supervisor import Died, Supervisor
 
 RUN = "whole"
-SETTINGS = [
-    "domain_options.synthetic=true",
-    "domain_options.search_items=3",
-    "domain_options.test_items=2",
-    "engine.threads=1",
-    "loop.mode=W",
-    "loop.patience_w=1",
-    "sampling.group_size=8",
-    "sampling.shard_size=8",
-    "training.rank=8",
-    "training.rounds=2",
-    "training.groups=2",
-    "training.group_size=8",
-    "seed=3",
-]
 
 
 @pytest.fixture(scope="module")
