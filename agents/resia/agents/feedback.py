@@ -41,7 +41,7 @@ from resia.replay.diff import candidate_evaluations
 from resia.replay.state import Champion, Evaluation, RunState
 from resia.replay.verdicts import apply_verdict
 
-from . import selection
+from . import policy, selection
 from .ending import root_since_last, with_test, without_test
 from .gate import gap_probe, judge
 from .landscape import measure
@@ -177,15 +177,17 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
     features = _features(state, request, found)
     trials = state.current_trials
     tried_algorithms = {t.name for t in trials if t.lever == "train_weights"}
-    choice = selection.choose_algorithm(
+    choice = policy.choose(
         features,
         settings.selection,
+        request.policy,
         built=request.algorithms,
         ordinal=request.ordinal,
         objective=request.objective,
         failed=[a for a in request.algorithms if a in tried_algorithms],
         rollouts_fresh=False,  # they are the champion's evaluation, which a failed update has already used
         requested=settings.algorithm,
+        seed=seed_for(settings.seed, "policy", state.iteration),
     )
     edits = _untried(state, found)
     failed_edits = sum(t.lever == "edit_harness" for t in trials if t.outcome != "accepted")

@@ -87,7 +87,7 @@ def choose_algorithm(
         scores={name: float(name in matched) for name in feasible},
         propensities={name: float(name == algorithm) for name in feasible},
         reason=reason,
-        group_size=_group_size(algorithm, landscape),
+        group_size=group_size(algorithm, landscape),
     )
 
 
@@ -206,7 +206,7 @@ def _first(
     return None, "9-none", f"no algorithm to train with ({why})"
 
 
-def _group_size(algorithm: Algorithm | None, landscape: Landscape) -> int | None:
+def group_size(algorithm: Algorithm | None, landscape: Landscape) -> int | None:
     """Rollouts an item that the rule asks for."""
     if algorithm == "reinforce_kl":
         return REINFORCE_GROUP

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from .blob import Blob
+from .policy import LearnedPolicy
 from .settings import Algorithm, RunSettings, Split
 
 
@@ -35,7 +36,8 @@ class RunRequested(msgspec.Struct, frozen=True):
 
     What rules need of the domain and the package stands here too: item names by split, whether rewards only rank
     (`ordinal`), whether the best rollout is what counts (`objective` max), whether they are 0 or 1 (`binary`), and
-    the `algorithms` that this package has built.
+    the `algorithms` that this package has built. `policy` draws the algorithm of an update; None: the published rules
+    choose it.
     """
 
     settings: RunSettings
@@ -48,6 +50,7 @@ class RunRequested(msgspec.Struct, frozen=True):
     ordinal: bool = False
     binary: bool = False
     parent: Parent | None = None
+    policy: LearnedPolicy | None = None
 
 
 class TestUnsealed(msgspec.Struct, frozen=True):

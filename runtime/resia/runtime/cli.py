@@ -15,7 +15,7 @@ import typer
 
 from resia.events.errors import ResiaError, UnknownName, UsageError
 
-from . import cli_fork, cli_log, cli_replay, cli_worker
+from . import cli_fork, cli_log, cli_policy, cli_replay, cli_worker
 from .cli_options import (
     DONE,
     FAILED,
@@ -46,7 +46,7 @@ assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
-for group in (cli_replay, cli_fork, cli_log, cli_worker):
+for group in (cli_replay, cli_fork, cli_log, cli_policy, cli_worker):
     group.register(app)
 
 
@@ -78,6 +78,7 @@ def run(
     domain: Annotated[str | None, typer.Option(help="The problem to improve on.")] = None,
     mode: Annotated[str | None, typer.Option(help="H edits the harness, W trains weights, W+H does both.")] = None,
     algorithm: Annotated[str | None, typer.Option(help="Train with this one only; default: the rules choose.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Draw algorithms by this file of resia policy fit.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything sampled derives from it.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value.")] = None,
@@ -98,11 +99,17 @@ def run(
     chosen = {"domain": domain, "loop.mode": mode, "algorithm": algorithm, "seed": seed}
     _check_names(chosen)
     overrides = [*(f"{k}={_toml(v)}" for k, v in chosen.items() if v is not None), *(set_ or [])]
-    if resume is not None and (overrides or config or name):
-        raise UsageError("--resume goes on with the run's own settings: leave --run, --config and settings out")
+    if resume is not None and (overrides or config or name or policy):
+        raise UsageError(
+            "--resume goes on with the run's own settings: leave --run, --config, --policy and settings out"
+        )
     settings = None if resume else load_settings(config, overrides)
     named = resume or name or _default_name(settings)
     session = Session(named, settings, Store(store, nats), parse_workers(workers or []), cache, port, unsafe_local)
+    if policy is not None and settings is not None:
+        from .policies import pinned
+
+        session = session._replace(settings=None, request=pinned(settings, policy, cache))
     state, result = watched(session)
     if json:
         emit(ended(session.run, result))

@@ -210,7 +210,7 @@ def _request(moment: Moment, settings: RunSettings, cache: Path | None) -> RunRe
             if settings.engine.model != was.settings.engine.model
             else f"model '{settings.engine.model}' is not what run '{run}' began with: restore it to fork it"
         )
-    return msgspec.structs.replace(request, parent=moment.parent)
+    return msgspec.structs.replace(request, parent=moment.parent, policy=was.policy)
 
 
 def _fixed(name: str, run: str) -> str:
