@@ -47,6 +47,7 @@ SETTINGS = [
     "training.rank=4",
     "training.rounds=2",
     "training.steps_per_round=2",
+    "training.checkpoint_every=1",
     "training.group_size=8",
     "seed=3",
 ]
@@ -237,6 +238,23 @@ def test_a_training_that_failed_there_and_not_here_is_not_comparable(store, log)
     failed = TrainingFailed(event.training, 1, event.algorithm, event.round, 0, "out of memory")
     (unsaid,) = perform(with_event(log, index, failed), index, store.blobs()).not_comparable
     assert "it had failed (out of memory)" in unsaid.why
+
+
+def test_a_round_that_another_worker_went_on_with_is_computed_from_its_beginning(store, log):
+    """Its checkpoint is not believed: one that names other weights changes nothing of what comes out."""
+    first, last = index_of(log, StepTrained), index_of(log, RoundTrained)
+    step, other = log.facts[first], log.facts[index_of(log, RoundTrained, 1)].event
+    assert step.event.checkpoint.manifest == other.manifest
+    wrong = msgspec.structs.replace(step.event.checkpoint, adapter=other.adapter, optimizer=other.optimizer)
+    resumed = changed(log, first, checkpoint=wrong)
+    for index in range(first + 1, last + 1):
+        fact = log.facts[index]
+        envelope = msgspec.structs.replace(fact.envelope, basis=step.sequence)
+        facts = list(resumed.facts)
+        facts[index] = msgspec.structs.replace(fact, envelope=envelope)
+        resumed = resumed._replace(facts=tuple(facts))
+    found = perform(resumed, last, store.blobs())
+    assert (found.performed, found.problems, found.not_comparable) == ({"round-requested": 1}, (), ())
 
 
 def test_a_lost_batch_is_said(store, log, tmp_path):

@@ -6,60 +6,14 @@ import math
 
 import pytest
 from msgspec.structs import replace
-from scripted import Tape
-from trainer_given import SETTINGS, random_rollouts, tiny_policy
+from trainer_given import SETTINGS, random_rollouts
+from training_bench import Bench
 
-from given import BLOB
-from histories import MANIFEST, run_request
-from resia.events import (
-    ALGORITHMS,
-    Candidate,
-    EvaluationRequested,
-    RolloutRecorded,
-    RoundRequested,
-    RoundTrained,
-    Slot,
-    StepTrained,
-    TrainingFailed,
-    TrainingRequested,
-)
-from resia.runtime.blobs import DirectoryBlobs
+from resia.events import ALGORITHMS, RoundTrained, StepTrained, TrainingFailed
 from resia.trainers.adapter import VALUE_HEAD
-from resia.trainers.performing import TrainerPorts, train
 from resia.trainers.tensorfile import tensors_of
 
 torch = pytest.importorskip("torch")
-
-
-class Bench:
-    """A champion whose search rollouts are recorded, a training of it, and a policy to train."""
-
-    def __init__(self, folder, algorithm, settings=SETTINGS, champion=True, rollouts=None):
-        self.blobs, self.tape = DirectoryBlobs(folder), Tape()
-        self.policy = tiny_policy(layers=1)
-        self.champion = self.blobs.put(self.policy.adapter_bytes()) if champion else None
-        self.algorithm = algorithm
-        self.tape.add(run_request())
-        (asked,) = self.tape.add(EvaluationRequested("candidate", 0, Candidate(BLOB), (Slot("search", "s", 0, 0),)))
-        held = random_rollouts(3) if rollouts is None else rollouts
-        facts = self.tape.add(*(self._recorded(asked.envelope.id, n, r) for n, r in enumerate(held)))
-        self.rollouts = tuple(sorted(f.envelope.id for f in facts))
-        request = TrainingRequested(1, algorithm, settings, BLOB, self.champion, asked.envelope.id, 7)
-        (self.training,) = self.tape.add(request)
-
-    def _recorded(self, evaluation, index, r) -> RolloutRecorded:
-        return RolloutRecorded(
-            evaluation, "candidate", 0, "search", r.group, index, index, False, r.reward, r.success, None, "", {}, "",
-            (r.reward,), 1, 1, self.blobs.put(r.trajectory.encoded()),
-        )  # fmt: skip
-
-    def round(self, number=0, adapter=None, optimizer=None, steps=2) -> list:
-        """The facts of a round."""
-        id_ = self.training.envelope.id
-        event = RoundRequested(id_, self.algorithm, number, steps, self.rollouts, adapter, optimizer, 7)
-        (fact,) = self.tape.add(event)
-        ports = TrainerPorts(lambda _: self.policy, lambda: MANIFEST, self.blobs, lambda: 0.0, lambda _: None)
-        return [e for events in train(self.tape.state, fact, ports) for e in events]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -7,11 +7,24 @@ import hashlib
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from trainer_given import SETTINGS, again, batch, finish, gradient, random_rollouts, tiny_model, tiny_policy
+from trainer_given import (
+    SETTINGS,
+    VOCABULARY,
+    again,
+    batch,
+    finish,
+    gradient,
+    random_rollouts,
+    tiny_model,
+    tiny_policy,
+)
 
-from resia.events import ALGORITHMS
+from given import requested
+from resia.events import ALGORITHMS, EngineSettings
 from resia.events.errors import TrainerError
-from resia.trainers import policy as policy_module
+from resia.runtime.blobs import DirectoryBlobs
+from resia.runtime.resources import Resources
+from resia.trainers import head as head_module
 from resia.trainers.adapter import VALUE_HEAD, AdapterInfo, adapter_info, export_peft, without_value_head
 from resia.trainers.batch import Row
 from resia.trainers.gradient import prepare
@@ -19,6 +32,7 @@ from resia.trainers.objectives import OBJECTIVES
 from resia.trainers.packing import pad, shared_prefix
 from resia.trainers.policy import Policy
 from resia.trainers.rounds import train_round
+from resia.trainers.tensorfile import tensors_of
 
 torch = pytest.importorskip("torch")
 CRITICS = {"ppo_gae"}
@@ -99,7 +113,7 @@ def test_padding_changes_nothing(exact, rows):
 def test_chunks_of_the_head_change_nothing(exact, rows, monkeypatch):
     padded = pad(rows)
     whole = scored(exact, padded)
-    monkeypatch.setattr(policy_module, "HEAD_CHUNK", 5)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", 5 * VOCABULARY * 8)
     chunked = scored(exact, padded)
     np.testing.assert_allclose(chunked[0], whole[0], atol=1e-12)
     np.testing.assert_allclose(chunked[1], whole[1], atol=1e-10)
@@ -160,6 +174,50 @@ def test_a_bfloat16_base_has_a_float32_adapter(model_dir, rows):
     assert np.abs(grad).max() > 0
     high = Policy.load(model_dir, "float32", 1, SETTINGS, "base", seed=1)
     np.testing.assert_allclose(values, scored(high, pad(rows))[0], atol=0.2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_on_a_bfloat16_base_adapter_and_optimiser_stay_float32(model_dir, algorithm):
+    """Through a round and the files it ends in; the base is left as it was loaded. A step of 1e-6 is kept, which
+    bfloat16 would round away."""
+    low = Policy.load(model_dir, "bfloat16", 1, SETTINGS, "base")
+    low.set_adapter(None, 3, values=algorithm in CRITICS)
+    trained = {id(weight) for weight in low.weights.values()}
+    frozen = {n: w.detach().clone() for n, w in low.model.named_parameters() if id(w) not in trained}
+    assert {weight.dtype for weight in frozen.values()} == {torch.bfloat16}
+    start = {name: weight.detach().clone() for name, weight in low.weights.items()}
+    chosen = replace(SETTINGS, learning_rate=1e-6)
+    _, result = finish(train_round(low, batch(random_rollouts(9)), algorithm, chosen, 1, None, lambda: 0.0))
+    for data in (result.adapter, result.optimizer):
+        assert {tensor.dtype for tensor in tensors_of(data, "it").values()} == {torch.float32}
+    moved = {name: weight for name, weight in low.weights.items() if not torch.equal(weight, start[name])}
+    assert {name for name in low.weights if ".lora_B." in name} <= moved.keys()
+    largest = max(float((weight.detach() - start[name]).abs().max()) for name, weight in moved.items())
+    assert 0 < largest < 1.01e-6
+    assert all(torch.equal(w, frozen[n]) for n, w in low.model.named_parameters() if n in frozen)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_setting_of_a_run_is_the_precision_of_the_base_alone(model_dir, tmp_path, dtype):
+    request = requested(engine=EngineSettings(model=str(model_dir), dtype=dtype, threads=1))
+    resources = Resources(DirectoryBlobs(tmp_path), None, False)
+    policy = resources.policy(request, SETTINGS)
+    trained = {id(weight) for weight in policy.weights.values()}
+    base = {weight.dtype for weight in policy.model.parameters() if id(weight) not in trained}
+    assert base == {getattr(torch, dtype)}
+    assert {weight.dtype for weight in policy.weights.values()} == {torch.float32}
+    assert resources.manifest(request).dtype == dtype
+
+
+@pytest.mark.parametrize("kl_target", [None, 1e-3])
+def test_rounds_on_a_bfloat16_base_give_equal_bytes(model_dir, kl_target):
+    chosen, made = replace(SETTINGS, kl_target=kl_target), batch(random_rollouts(9))
+    files = []
+    for _ in range(2):
+        policy = Policy.load(model_dir, "bfloat16", 1, SETTINGS, "base", seed=3)
+        _, result = finish(train_round(policy, made, "grpo", chosen, 2, None, lambda: 0.0))
+        files.append(result)
+    assert files[0] == files[1]
 
 
 def test_the_adapter_file_has_pefts_names_and_equal_bytes(policy, model_dir):

@@ -44,6 +44,7 @@ from .harness_value import (
     decode_harness,
 )
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
+from .policy import Arm, LearnedPolicy, Source, decode_policy
 from .run import (
     Candidate,
     ControlFailed,
@@ -73,6 +74,7 @@ from .settings import (
 )
 from .training import (
     AdapterTrained,
+    Checkpoint,
     RoundRequested,
     RoundTrained,
     StepTrained,
@@ -93,12 +95,14 @@ __all__ = [
     "Action",
     "AdapterTrained",
     "Algorithm",
+    "Arm",
     "Blob",
     "Blobs",
     "Candidate",
     "CandidateAccepted",
     "CandidateRejected",
     "CandidateUndecided",
+    "Checkpoint",
     "Component",
     "ControlFailed",
     "ControlMeasured",
@@ -127,6 +131,7 @@ __all__ = [
     "KernelRejected",
     "KernelSubmitted",
     "Landscape",
+    "LearnedPolicy",
     "Logged",
     "LoopSettings",
     "Manifest",
@@ -153,6 +158,7 @@ __all__ = [
     "ShardSampled",
     "Skipped",
     "Slot",
+    "Source",
     "Split",
     "SplitScore",
     "StepTrained",
@@ -166,6 +172,7 @@ __all__ = [
     "Turn",
     "decode",
     "decode_harness",
+    "decode_policy",
     "decode_trajectory",
     "encode",
     "read",

@@ -38,8 +38,22 @@ class RoundRequested(msgspec.Struct, frozen=True):
     seed: int
 
 
+class Checkpoint(msgspec.Struct, frozen=True):
+    """Where a round can be gone on with after a step: the adapter (float32 at least), the optimiser's moments and
+    counts, and what both depend on. A round has no other state: nothing in it is random and every step goes over the
+    whole batch in one order."""
+
+    adapter: Blob
+    optimizer: Blob
+    manifest: Manifest
+
+
 class StepTrained(msgspec.Struct, frozen=True):
-    """One optimiser step. `kl` is per token to the behaviour policy (k3), `ess` of the importance weights in (0, 1]."""
+    """One optimiser step. `kl` is per token to the behaviour policy (k3), `ess` of the importance weights in (0, 1].
+
+    `scale` multiplies the optimiser's own step. `step_kl` is KL(pi after || pi before) of this step, in nats a
+    completion token, None where training.kl_target is. `checkpoint` is None where the round takes none here.
+    """
 
     training: str
     round: int
@@ -52,6 +66,9 @@ class StepTrained(msgspec.Struct, frozen=True):
     learning_rate: float
     tokens: int
     tokens_per_s: float
+    scale: float = 1.0
+    step_kl: float | None = None
+    checkpoint: Checkpoint | None = None
 
 
 class RoundTrained(msgspec.Struct, frozen=True):

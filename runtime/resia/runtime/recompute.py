@@ -169,7 +169,7 @@ class _Again:
             what = ", ".join(f"{name} {_short(old)} there, {_short(new)} here" for name, (old, new) in differ.items())
             raise Unsaid(f"this machine is not what it was performed on: {what}", differ)
         if recorded is not None:
-            state = _on_threads(state, request, recorded.threads)
+            state = _on_threads(_unbegun(state, work.request), request, recorded.threads)
         perform = self._role(work.outcome.envelope.producer.role).perform
         if perform is None:
             raise Unsaid("the role that performed it performs nothing in this package")
@@ -217,6 +217,17 @@ def manifest_of(outcome: Fact) -> Manifest | None:
     """What an outcome says it was performed on; None where its type says nothing."""
     found = getattr(outcome.event, "manifest", None)
     return found if isinstance(found, Manifest) else None
+
+
+def _unbegun(state: RunState, request: Fact) -> RunState:
+    """The same state without what an interrupted attempt at a round had done, so that all of the round is computed
+    and not its end alone."""
+    event = request.event
+    if not isinstance(event, RoundRequested) or event.training not in state.trainings:
+        return state
+    replace, training = msgspec.structs.replace, state.trainings[event.training]
+    steps = tuple(step for step in training.steps if step.round != event.round)
+    return replace(state, trainings=state.trainings.set(training.id, replace(training, steps=steps)))
 
 
 def _on_threads(state: RunState, request: RunRequested, threads: int) -> RunState:

@@ -1,11 +1,12 @@
-"""The trainer at work: perform one RoundRequested, step facts as they come, the adapter stored before it is named."""
+"""The trainer at work: perform one RoundRequested, step facts as they come, the adapter stored before it is named.
+
+A round that another worker began goes on from its last checkpoint; see `checkpoint`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from immutables import Map
 
 from resia.events import (
     Blob,
@@ -21,18 +22,17 @@ from resia.events import (
     TrainingSettings,
     decode_trajectory,
 )
-from resia.events.errors import NoSignal, TrainerError
+from resia.events.errors import NoSignal, TrainerError, boundary
 from resia.replay.state import RunState, Training
 
 from .batch import Batch, Rollout, batch_of
+from .checkpoint import ADAPTER_MEDIA, OPTIMIZER_MEDIA, begun, store
+from .distributed import round_together
 from .objectives import objective_of
-from .rounds import RoundResult, Step, train_round
+from .rounds import RoundResult, Step
 
 if TYPE_CHECKING:
     from .policy import Policy
-
-ADAPTER_MEDIA = "application/vnd.resia.adapter+safetensors"
-OPTIMIZER_MEDIA = "application/vnd.resia.optimizer+safetensors"
 
 
 class TrainerPorts(NamedTuple):
@@ -66,13 +66,17 @@ def _train(
     about = {"training": event.training, "algorithm": event.algorithm, "steps": event.steps}
     ports.live({"kind": "round", "round": event.round, **about})
     policy = ports.policy(settings)
+    found = begun(training, event.round, ports.manifest(), ports.blobs)
     values = "values" in objective_of(event.algorithm).needs
     policy.set_adapter(_file(event.adapter, ports.blobs), event.seed, values=values)
     batch = batch_of(_rollouts(state, event, training, ports.blobs), policy.context)
     optimizer = _file(event.optimizer, ports.blobs)
     # The champion's adapter is the one that the training began with; without it the reference is the base.
     reference = _file(training.request.adapter, ports.blobs) if settings.ref == "champion" else None
-    steps = train_round(policy, batch, event.algorithm, settings, event.steps, optimizer, ports.clock, reference)
+    given = (batch, event.algorithm, settings, event.steps, optimizer, ports.clock, reference, found.saved)
+    steps = round_together(policy, *given)
+    for recorded in found.steps:  # as they stand: each has its id and its place already
+        yield [recorded]
     while True:
         try:
             step = next(steps)
@@ -85,7 +89,7 @@ def _train(
             # What earlier rounds learned stands: this one only goes by without an update.
             yield [_idle_round(request, event, batch, ports)]
             return
-        yield [_step_fact(event, step)]
+        yield [_step_fact(event, step, ports)]
 
 
 def _file(blob: Blob | None, blobs: Blobs) -> bytes | None:
@@ -95,22 +99,31 @@ def _file(blob: Blob | None, blobs: Blobs) -> bytes | None:
 def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs: Blobs) -> list[Rollout]:
     """The round's rollouts with their trajectories: of the champion's evaluation, or sampled for this training.
 
-    Named by item and index: event ids hash the run's name, and two runs of one seed must train on one order.
+    Named by item and index: event ids hash the run's name, and two runs of one seed must train on one order. Raises
+    TrainerError for a rollout that the log has not recorded, or whose trajectory is none.
     """
-    held = training.rollouts if event.rollouts[0] in training.rollouts else _evaluated(state, training)
-    return [_rollout(held[id_], blobs) for id_ in event.rollouts]
+    evaluated = state.evaluations.get(training.request.evaluation)
+    held = [training.rollouts, *([evaluated.rollouts] if evaluated else [])]
+    found = []
+    for id_ in event.rollouts:
+        recorded = next((rollouts[id_] for rollouts in held if id_ in rollouts), None)
+        if recorded is None:
+            raise TrainerError(
+                f"round {event.round} asks for rollout {id_}, which was recorded neither for this training nor for the "
+                "champion's evaluation"
+            )
+        found.append(_rollout(recorded, blobs))
+    return found
 
 
 def _rollout(r: RolloutRecorded, blobs: Blobs) -> Rollout:
-    trajectory = decode_trajectory(blobs.get(r.trajectory))
-    return Rollout(f"{r.item}/{r.index:06d}", r.item, r.reward, r.success, r.failure, trajectory)
+    name = f"{r.item}/{r.index:06d}"
+    with boundary(TrainerError, f"the trajectory of rollout {name} cannot be read"):
+        trajectory = decode_trajectory(blobs.get(r.trajectory))
+    return Rollout(name, r.item, r.reward, r.success, r.failure, trajectory)
 
 
-def _evaluated(state: RunState, training: Training) -> Map[str, RolloutRecorded]:
-    return state.evaluations[training.request.evaluation].rollouts
-
-
-def _step_fact(event: RoundRequested, step: Step) -> StepTrained:
+def _step_fact(event: RoundRequested, step: Step, ports: TrainerPorts) -> StepTrained:
     return StepTrained(
         event.training,
         event.round,
@@ -123,6 +136,9 @@ def _step_fact(event: RoundRequested, step: Step) -> StepTrained:
         step.learning_rate,
         step.tokens,
         step.tokens_per_s,
+        step.scale,
+        step.step_kl,
+        store(step.saved, ports.manifest(), ports.blobs) if step.saved else None,
     )
 
 
