@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 
 from histories import OPERATORS, World, golden_history, play, run_request
-from resia.events import AdapterTrained, DecisionMade
+from resia.events import AdapterTrained, DecisionMade, Landscape
 from resia.events.errors import UsageError
 from resia.replay.explain import explain, parse_run_ref
 from resia.replay.fold import fold
 from resia.replay.state import RunState
+from resia.replay.wording import FEATURES, RULES
 from strategies import logs
 
 HISTORY = golden_history()
@@ -33,11 +37,28 @@ def test_every_decision_is_explained_by_its_own_inputs(iteration):
     assert f"Rule: {decision.rule}." in explanation.lines
     assert f"Reason: {decision.reason}." in explanation.lines
     for name, why in decision.masks.items():
-        assert f"Masked: {name}, because {why}." in explanation.lines
-    counters = f"{decision.failed_edits} failed edits, {decision.failed_trainings} failed trainings"
+        assert f"Masked: {name}, because: {why}." in explanation.lines
+    edits, trainings = decision.failed_edits, decision.failed_trainings
+    counters = f"{edits} failed edit{'s' * (edits != 1)}, {trainings} failed training{'s' * (trainings != 1)}"
     assert line(iteration, "Since the champion") == f"Since the champion last changed: {counters}."
-    assert f"p_pos {decision.features.p_pos:.4g}," in line(iteration, "Champion's search rollouts")
-    assert "skew undefined," in line(iteration, "Champion's search rollouts")
+    assert f"  p_pos {decision.features.p_pos:.4g}: {FEATURES['p_pos']}" in explanation.lines
+    assert f"  skew undefined: {FEATURES['skew']}" in explanation.lines
+    weighed = line(iteration, "Not masked")
+    for name, score in decision.scores.items():
+        assert f"{name} score {score:g}, probability {decision.propensities[name]:g}" in weighed
+    assert weighed.startswith("Not masked: ") == (decision.action == "train_weights")
+
+
+def test_every_published_rule_and_feature_has_words():
+    """Those of docs/selection.md are all of them, and a decision tells those of its own rules."""
+    doc = (Path(__file__).parent.parent / "docs" / "selection.md").read_text()
+    for family, section in (("select-lever/1", "## Lever"), ("select-algorithm/1", "## Algorithm")):
+        published = re.findall(r"^\| `(\d-[a-z0-9-]+)` \|", doc.split(section)[1].split("\n## ")[0], re.MULTILINE)
+        assert {f"{family}:{rule}" for rule in published} == {rule for rule in RULES if rule.startswith(family)}
+    assert set(FEATURES) == set(Landscape.__struct_fields__)
+    words = [text for text in explain(STATE, 3).lines if text.startswith("That is: ")]
+    assert words == [f"That is: {RULES[rule]}." for rule in DECISIONS[2].rule.split()]
+    assert len(words) == 2
 
 
 def test_what_came_of_one_iteration_came_before_the_next():

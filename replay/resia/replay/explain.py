@@ -27,6 +27,7 @@ from resia.events.subjects import check_run
 
 from .fold import fold
 from .state import RunState, Training, Trial
+from .wording import FEATURES, RULES
 
 _ACTIONS: dict[Action, str] = {
     "edit_harness": "edit the harness",
@@ -108,20 +109,33 @@ def _before(state: RunState, iteration: int) -> list[str]:
 
 
 def _inputs(decision: DecisionMade) -> list[str]:
-    lines = [f"Rule: {decision.rule}.", f"Reason: {decision.reason}."]
+    words = [RULES[rule] for rule in decision.rule.split() if rule in RULES]
+    lines = [f"Rule: {decision.rule}.", *(f"That is: {said}." for said in words), f"Reason: {decision.reason}."]
     if decision.algorithm is not None:
         lines.append(f"Algorithm: {decision.algorithm}.")
-    counters = f"{decision.failed_edits} failed edits, {decision.failed_trainings} failed trainings"
+    counters = f"{_count(decision.failed_edits, 'failed edit')}, {_count(decision.failed_trainings, 'failed training')}"
     lines.append(f"Since the champion last changed: {counters}.")
     if decision.features is not None:
-        lines.append(f"Champion's search rollouts: {_features(decision.features)}.")
-    lines += [f"Masked: {name}, because {why}." for name, why in decision.masks.items()]
-    return lines
+        lines += ["Champion's search rollouts, as the rules measure them:", *_features(decision.features)]
+    lines += [f"Masked: {name}, because: {why}." for name, why in decision.masks.items()]
+    return lines + _weighed(decision)
 
 
-def _features(features: Landscape) -> str:
+def _features(features: Landscape) -> list[str]:
+    """A line a feature: its name, its value and what it counts."""
     held = msgspec.structs.asdict(features).items()
-    return ", ".join(f"{name} {'undefined' if value is None else f'{value:.4g}'}" for name, value in held)
+    return [f"  {name} {'undefined' if value is None else f'{value:.4g}'}: {FEATURES[name]}" for name, value in held]
+
+
+def _weighed(decision: DecisionMade) -> list[str]:
+    """What was not masked, with its score and the probability with which it was drawn."""
+    if not decision.scores:
+        return []
+    drawn = decision.propensities
+    weighed = [f"{a} score {s:.4g}, probability {drawn.get(a, 0.0):.4g}" for a, s in decision.scores.items()]
+    if decision.action == "train_weights":
+        return [f"Not masked: {'; '.join(weighed)}."]
+    return [f"Not masked, had it trained: {'; '.join(weighed)}."]
 
 
 def _carried_out(state: RunState, decision: DecisionMade) -> list[str]:
@@ -138,7 +152,7 @@ def _carried_out(state: RunState, decision: DecisionMade) -> list[str]:
 
 def _training(training: Training) -> str:
     done = sorted(training.rounds, key=lambda round_: round_.round)
-    what = f"{len(done)} rounds of {training.request.algorithm}, {sum(r.steps for r in done)} steps"
+    what = f"{_count(len(done), 'round')} of {training.request.algorithm}, {_count(sum(r.steps for r in done), 'step')}"
     if done:
         what += f", mean reward of a round's rollouts from {done[0].reward_mean:.4f} to {done[-1].reward_mean:.4f}"
     match training.outcome:
@@ -148,6 +162,10 @@ def _training(training: Training) -> str:
             return f"{what}; then it failed: {error}"
         case _:
             return f"{what} so far"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _after(state: RunState, decision: DecisionMade) -> list[str]:
