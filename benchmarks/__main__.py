@@ -32,6 +32,14 @@ def _false_accept(scenario: str) -> tuple[str, ...]:
     return ("scenarios", scenario, "gates", "resia", "false_accept")
 
 
+def _over(peer: str, algorithm: str) -> tuple[Figure, Figure]:
+    """The two ratios of one algorithm's update to that of `peer`."""
+    return (
+        Figure(f"{algorithm} / {peer}, time", ("algorithms", algorithm, "time_ratio"), goal="<= 0.80"),
+        Figure(f"{algorithm} / {peer}, memory", ("algorithms", algorithm, "memory_ratio"), goal="<= 0.80"),
+    )
+
+
 SMOLLM2 = "smollm2-135m-instruct"
 FIGURES: dict[str, tuple[Figure, ...]] = {
     "startup": (
@@ -62,6 +70,22 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("false accept, 24 binary items", _false_accept("binary-24"), "{:.3f}"),
         Figure("false accept, 60 binary items", _false_accept("binary-60"), "{:.3f}"),
         Figure("false accept, 12 scored items", _false_accept("continuous-12"), "{:.3f}"),
+    ),
+    "selection": (
+        Figure("regret of the rules", ("regret", "rules", "mean"), "{:.4f}"),
+        Figure("of a learned policy", ("regret", "learned", "mean"), "{:.4f}"),
+        Figure("of entropic alone", ("regret", "entropic", "mean"), "{:.4f}"),
+        Figure("of the best algorithm alone", ("best_static", "mean"), "{:.4f}"),
+        Figure("of chance", ("regret", "random", "mean"), "{:.4f}"),
+        Figure("rules less entropic", ("differences", "rules - entropic", "mean"), "{:+.4f}", "below 0 by 2 SE"),
+    ),
+    "trainers": (
+        *_over("TRL's", "grpo"),
+        *_over("TRL's", "best_of_n"),
+        *_over("TRL's", "dpo"),
+        *_over("TRL's", "reinforce_kl"),
+        *_over("obvious", "ppo_gae"),
+        *_over("obvious", "entropic"),
     ),
     "engine": (
         Figure("engine, float32", ("results", "engine_float32", "rollouts_per_s"), "{:.2f} rollouts/s"),

@@ -91,6 +91,19 @@ def test_engine(measured, everything, tmp_path):
     assert shows(everything, "engine", result) == labels(everything, "engine")
 
 
+def test_trainers(measured, everything, tmp_path):
+    model = build_tiny_model(tmp_path / "model")
+    small = ("--model", str(model), "--shapes", "short", "--threads", "1", "--repeats", "1", "--updates", "1")
+    result = measured("trainers", *small, "--algorithms", "entropic")
+    figures = result["algorithms"]["entropic"]
+    assert figures["loss_difference"] < 1e-5
+    assert figures["sides"].keys() == {"resia", "obvious"}
+    assert all(min(side["seconds"], side["peak_mb"], side["model_mb"]) > 0 for side in figures["sides"].values())
+    assert shows(everything, "trainers", result) == ["entropic / obvious, time", "entropic / obvious, memory"]
+    with pytest.raises(SystemExit):
+        measured("trainers", "--algorithms", "grop")
+
+
 def test_all_are_listed(everything):
     shared = {"__main__", "machine", "heard"}  # what others use
     assert set(everything.FIGURES) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared

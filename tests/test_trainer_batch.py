@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from trainer_given import SETTINGS, batch, random_rollouts, rollout, turn
+from trainer_given import SETTINGS, batch, rollout, turn
 
 from resia.events import ALGORITHMS
 from resia.events.errors import NoSignal, TrainerError, UnknownName
+from resia.trainers import layout
 from resia.trainers.batch import Batch
 from resia.trainers.objectives import FEASIBLE, OBJECTIVES, objective_of
 from resia.trainers.packing import cost, pack, pad, shared_prefix
@@ -151,18 +152,20 @@ def test_a_selection_does_not_depend_on_the_order_of_rollouts(groups, random):
 prompts = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=8), min_size=1, max_size=7)
 
 
+def rows_with(prompts: list, lengths: list[int]) -> list:
+    turns = [turn(p, [i % 2] * n) for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))]
+    made = batch([rollout(f"{i:03}", turns=[t]) for i, t in enumerate(turns)])
+    return [row for sample in made.samples for row in sample.turns]
+
+
 @given(prompts, st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_packing_covers_every_row_once_within_the_budget(prompts, budget, seed):
-    rng = np.random.default_rng(seed)
-    turns = [turn(p, rng.integers(0, 2, rng.integers(1, 5)).tolist()) for p in prompts]
-    rows = [row for sample in batch([rollout(f"{i}", turns=[t]) for i, t in enumerate(turns)]).samples
-            for row in sample.turns]  # fmt: skip
+    rows = rows_with(prompts, np.random.default_rng(seed).integers(1, 5, len(prompts)).tolist())
     packs = pack(rows, budget)
     assert sorted(i for one in packs for i in one) == list(range(len(rows)))
     for one in packs:
         members = [rows[i] for i in one]
         padded = pad(members)
-        assert cost(members) == len(padded.prefix_P) + padded.inputs_B_S.size
         assert cost(members) <= budget or len(one) == 1
         for b, row in enumerate(members):
             whole = (*padded.prefix_P.tolist(), *padded.inputs_B_S[b].tolist())
@@ -175,14 +178,85 @@ def test_packing_covers_every_row_once_within_the_budget(prompts, budget, seed):
             assert padded.mask_B_T[b].sum() == len(row.completion_ids)
 
 
-def test_groups_that_share_a_long_prompt_are_packed_apart_from_each_other():
-    made = batch(random_rollouts(0, groups=1, size=6) + [
-        rollout(f"z{i}", turns=[turn([99] * 40, [1, 2, 3])]) for i in range(6)
-    ])  # fmt: skip
-    rows = [row for sample in made.samples for row in sample.turns]
+@given(prompts, st.integers(1, 60))
+def test_rows_cost_no_more_together_than_apart(prompts, budget):
+    rows = rows_with(prompts, [1 + i % 3 for i in range(len(prompts))])
+    together = [rows[i] for one in pack(rows, 10_000) for i in one]
+    parts = [[rows[i] for i in one] for one in pack(rows, budget)]
+    assert cost(together) <= sum(map(cost, parts)) <= sum(cost([row]) for row in rows)
+    # Each first token of a prompt counts once, each last one and each completion token in every row.
+    shared = {row.prompt_ids[: n + 1] for row in rows for n in range(len(row.prompt_ids) - 1)}
+    assert cost(together) == len(shared) + sum(len(row.completion_ids) for row in rows)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=9),
+    st.lists(st.integers(1, 12), min_size=9, max_size=9),
+    st.integers(1, 20),
+)
+def test_a_layout_has_every_token_after_its_own_prefix(prompts, lengths, segment_cost):
+    """Followed from its place up to the root, every input of every row reads the row up to there."""
+    rows = rows_with(prompts, lengths[: len(prompts)])
+    padded = pad(rows)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(layout, "SEGMENT_COST", segment_cost)
+        found = layout.arrange(padded)
+    assert sum(one.rows * one.length for one in found.segments) == len(found.ids_N) == len(found.positions_N)
+    starts = np.cumsum([0, *(one.rows * one.length for one in found.segments)])
+
+    def read(place: int) -> list[int]:
+        number = int(np.searchsorted(starts, place, side="right")) - 1
+        one = found.segments[number]
+        inside = (place - starts[number]) % one.length
+        own = found.ids_N[place - inside : place + 1].tolist()
+        if one.parent < 0:
+            assert one.past == 0
+            return own
+        before = found.segments[one.parent]
+        assert before.rows == 1
+        assert one.past == before.past + before.length
+        return read(int(starts[one.parent + 1]) - 1) + own
+
+    for b, row in enumerate(rows):
+        text = (*row.prompt_ids, *row.completion_ids)
+        for s in range(len(text) - 1 - len(padded.prefix_P)):
+            place = int(found.place_B_S[b, s])
+            upto = text[: len(padded.prefix_P) + s + 1]
+            assert read(place) == list(upto)
+            assert found.positions_N[place] == len(upto) - 1
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12))
+def test_rectangles_pad_no_more_than_any_two_cuts(lengths):
+    lengths = sorted(lengths)
+
+    def price(ranges: list[tuple[int, int]]) -> int:
+        return sum((last - first) * lengths[last - 1] + layout.SEGMENT_COST for first, last in ranges)
+
+    found, end = layout.rectangles(lengths), len(lengths)
+    assert [first for first, _ in found] == [0, *(last for _, last in found[:-1])]
+    assert found[-1][1] == end
+    for i in range(1, end):
+        assert price(found) <= min(price([(0, end)]), price([(0, i), (i, end)]))
+
+
+def test_a_system_prompt_and_the_prompts_of_its_items_are_run_once():
+    """One system prompt, two items of four rollouts each: both levels are shared, and the rest is hardly padded."""
+    system, items = [9] * 50, [[1] * 30, [2] * 30]
+    rows = rows_with([system + item for item in items for _ in range(4)], [2, 12, 12, 40] * 2)
     packs = pack(rows, 4096)
-    assert len(packs) == 2
-    assert {shared_prefix([rows[i] for i in one]) for one in packs} == {11, 39}
+    assert len(packs) == 1
+    whole = [rows[i] for i in packs[0]]
+    found = layout.arrange(pad(whole))
+    assert shared_prefix(whole) == 50
+    assert [(one.rows, one.length) for one in found.segments if one.parent < 1 and one.rows == 1] == [
+        (1, 50),
+        (1, 30),
+        (1, 30),
+    ]
+    assert cost(whole) == 50 + 2 * 29 + 2 * (2 + 12 + 12 + 40)
+    assert len(found.ids_N) - cost(whole) <= 2 * layout.SEGMENT_COST
+    assert len(found.ids_N) < 0.35 * sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
 
 
 def test_choosing_rows_loads_no_torch():

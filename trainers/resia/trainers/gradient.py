@@ -18,8 +18,8 @@ from resia.events.settings import TrainingSettings
 
 from .batch import Batch, Floats, Row
 from .objectives import Objective, Selection, Tokens
-from .packing import Padded, pack, pad
-from .policy import Policy
+from .packing import Padded, pack
+from .policy import Policy, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,16 @@ class _Scored(NamedTuple):
     values_R: Floats
 
 
+class _Part(NamedTuple):
+    """Of one micro-batch: its share of the loss, clipped tokens, and log pi / mu of each row's tokens. `whole` is the
+    step's loss where the pass itself weighed the rows."""
+
+    loss: float
+    clipped: int
+    log_ratios: list[Floats]
+    whole: float | None = None
+
+
 def prepare(
     policy: Policy, objective: Objective, batch: Batch, settings: TrainingSettings, reference: bytes | None = None
 ) -> Work:
@@ -65,10 +75,10 @@ def prepare(
     for the base. Raises NoSignal when the batch holds nothing to learn from."""
     selection = objective.select(batch, settings)
     micro_batches = tuple(
-        MicroBatch(rows, padded := pad([selection.rows[i] for i in rows]), np.zeros_like(padded.logprobs_B_T))
+        MicroBatch(rows, padded := policy.pad([selection.rows[i] for i in rows]), np.zeros_like(padded.logprobs_B_T))
         for rows in pack(selection.rows, settings.micro_tokens)
     )
-    if "reference" in objective.needs:
+    if "reference" in objective.asks(settings):
         with policy.standing_in(reference):
             scored = _score(policy, micro_batches)
         micro_batches = tuple(
@@ -83,34 +93,59 @@ def prepare(
 def backward(policy: Policy, objective: Objective, work: Work, settings: TrainingSettings) -> Gradient:
     """Add the gradient of the whole selection's loss to the policy's weights, one micro-batch at a time."""
     selection, whole_loss = work.selection, None
-    if "log_ratios" in objective.needs:
+    joined = "log_ratios" in objective.needs
+    within = joined and len(work.micro_batches) == 1  # all the rows are in one pass, which needs none before it
+    if joined and not within:
         selection, whole_loss = objective.reweigh(selection, _log_ratios(policy, work), settings)
-    summed, clipped, log_ratios = 0.0, 0, []
-    rows: list[Row] = []
-    for micro in work.micro_batches:
-        tokens = _tokens(policy, micro, selection)
-        part = objective.loss(tokens, settings)
-        scaled = part.total / selection.normalizer
-        if part.values is not None:
-            scaled = scaled + part.values / len(selection.rows)
-        scaled.backward()
-        summed += float(scaled.detach())
-        clipped += int(part.clipped_B_T.sum())
-        log_ratios += _by_row(_array(tokens.logprobs_B_T) - micro.padded.logprobs_B_T, micro)
-        rows += [selection.rows[i] for i in micro.rows]
+    parts = policy.world.each(
+        work.micro_batches,
+        lambda micro: _pass(policy, objective, micro, selection, settings, reweigh=within),
+        policy.weights.values(),
+    )
+    summed, clipped, log_ratios = 0.0, 0, list[Floats]()
+    for part in parts:  # and not by `sum`, whose last bits depend on Python's version
+        summed += part.loss
+        clipped += part.clipped
+        log_ratios += part.log_ratios
+        whole_loss = part.whole if within else whole_loss
+    rows = [selection.rows[i] for micro in work.micro_batches for i in micro.rows]
     log_ratio_N = np.concatenate(log_ratios)
     log_weights_S = np.array(list(_by_sample(rows, log_ratios).values()))
     loss = summed if whole_loss is None else whole_loss
     return Gradient(loss, k3(log_ratio_N), clipped / len(log_ratio_N), effective_sample_size(log_weights_S))
 
 
-def _tokens(policy: Policy, micro: MicroBatch, selection: Selection) -> Tokens:
-    """The micro-batch under the policy, with gradient; plain arrays in the precision of its log-probabilities."""
+def _pass(
+    policy: Policy,
+    objective: Objective,
+    micro: MicroBatch,
+    selection: Selection,
+    settings: TrainingSettings,
+    *,
+    reweigh: bool,
+) -> _Part:
+    """Add the gradient of one micro-batch to the policy's weights; with `reweigh` it is the only one, and the weights
+    of its rows come from its own log-probabilities."""
+    scores, whole = policy.score(micro.padded), None
+    if reweigh:
+        apart = _by_row(_array(scores.logprobs_B_T) - micro.reference_B_T, micro)
+        rows = [selection.rows[i] for i in micro.rows]
+        selection, whole = objective.reweigh(selection, _by_sample(rows, apart), settings)
+    tokens = _tokens(scores, micro, selection)
+    part = objective.loss(tokens, settings)
+    scaled = part.total / selection.normalizer
+    if part.values is not None:
+        scaled = scaled + part.values / len(selection.rows)
+    scaled.backward()
+    log_ratios = _by_row(_array(tokens.logprobs_B_T) - micro.padded.logprobs_B_T, micro)
+    return _Part(float(scaled.detach()), int(part.clipped_B_T.sum()), log_ratios, whole)
+
+
+def _tokens(scores: Scores, micro: MicroBatch, selection: Selection) -> Tokens:
+    """The micro-batch as a loss sees it; plain arrays in the precision of its log-probabilities."""
     import torch
 
-    padded, rows = micro.padded, list(micro.rows)
-    scores = policy.score(padded)
-    logprobs_B_T = scores.logprobs_B_T
+    padded, rows, logprobs_B_T = micro.padded, list(micro.rows), scores.logprobs_B_T
 
     def like(array: Any) -> torch.Tensor:
         return torch.as_tensor(array, dtype=logprobs_B_T.dtype, device=logprobs_B_T.device)
@@ -129,15 +164,16 @@ def _tokens(policy: Policy, micro: MicroBatch, selection: Selection) -> Tokens:
 def _score(policy: Policy, micro_batches: Sequence[MicroBatch]) -> _Scored:
     import torch
 
-    logprobs: list[Floats] = []
-    values: dict[int, float] = {}
+    def score(micro: MicroBatch) -> tuple[Floats, list[float]]:
+        scores = policy.score(micro.padded)
+        return _array(scores.logprobs_B_T), [] if scores.values_B is None else scores.values_B.tolist()
+
     with torch.no_grad():
-        for micro in micro_batches:
-            scores = policy.score(micro.padded)
-            logprobs.append(_array(scores.logprobs_B_T))
-            if scores.values_B is not None:
-                values.update(zip(micro.rows, scores.values_B.tolist(), strict=True))
-    return _Scored(logprobs, np.array([values[row] for row in sorted(values)]))
+        scored = policy.world.each(micro_batches, score)
+    values: dict[int, float] = {}
+    for micro, (_, values_B) in zip(micro_batches, scored, strict=True):
+        values.update(zip(micro.rows, values_B, strict=False))  # empty without a head
+    return _Scored([logprobs_B_T for logprobs_B_T, _ in scored], np.array([values[row] for row in sorted(values)]))
 
 
 def _log_ratios(policy: Policy, work: Work) -> dict[int, float]:

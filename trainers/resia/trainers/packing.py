@@ -1,8 +1,9 @@
-"""Rows into micro-batches: which go together, what prefix they share, and how they are padded.
+"""Rows into micro-batches: which go together, what prefix they share, and their arrays.
 
-The longest common prefix of a micro-batch's prompts is run once and its cache serves every row, so a micro-batch
-costs prefix + rows x longest suffix tokens. Rows are padded on the right: under causal attention a pad token is
-seen by no real one. Arrays are numpy; knows nothing of torch or algorithms.
+What prompts begin with in common is run once (see `layout`), so a micro-batch costs the tokens of the tree that its
+rows form, and rows never cost more together than apart: a micro-batch takes neighbours until its budget is full.
+Arrays are padded on the right for whoever compares rows; the model does not run those pads. Arrays are numpy; knows
+nothing of torch or algorithms.
 """
 
 # ruff: noqa: N815 - a field that holds an array carries its shape
@@ -10,6 +11,7 @@ seen by no real one. Arrays are numpy; knows nothing of torch or algorithms.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +20,6 @@ import numpy.typing as npt
 from .batch import Floats, Row
 
 Ints = npt.NDArray[np.int64]
-# A row joins a micro-batch while that costs at most this factor of the tokens it would cost apart.
-JOIN_SLACK = 1.25
 
 
 class Padded(NamedTuple):
@@ -60,13 +60,20 @@ def shared_prefix(rows: Sequence[Row]) -> int:
 
 
 def cost(rows: Sequence[Row]) -> int:
-    """Token positions that the model computes for `rows` as one micro-batch."""
-    prefix = shared_prefix(rows)
-    return prefix + len(rows) * (max(_length(row) for row in rows) - prefix)
+    """Tokens that the model runs for `rows`, in the order of `pack`, as one micro-batch: those of a prompt that the one
+    before begins with as well count once. Pads between rows of nearly one length come to it."""
+    lengths = [_length(row) for row in rows]
+    return sum(lengths) - sum(_shared(before, row) for before, row in pairwise(rows))
 
 
 def _length(row: Row) -> int:
     return len(row.prompt_ids) + len(row.completion_ids) - 1
+
+
+def _shared(before: Row, row: Row) -> int:
+    """Leading prompt tokens that both have, leaving each at least one of its own."""
+    found = common_prefix(before.prompt_ids, row.prompt_ids)
+    return min(found, len(before.prompt_ids) - 1, len(row.prompt_ids) - 1)
 
 
 def pack(rows: Sequence[Row], micro_tokens: int) -> list[tuple[int, ...]]:
@@ -82,13 +89,15 @@ def pack(rows: Sequence[Row], micro_tokens: int) -> list[tuple[int, ...]]:
 
     packs: list[tuple[int, ...]] = []
     current: list[int] = []
+    spent = 0
     for index in sorted(range(len(rows)), key=place):
-        joined = cost([rows[i] for i in (*current, index)])
-        apart = cost([rows[i] for i in current]) + cost([rows[index]]) if current else joined
-        if current and (joined > micro_tokens or joined > JOIN_SLACK * apart):
+        own = _length(rows[index])
+        more = own - _shared(rows[current[-1]], rows[index]) if current else own
+        if current and spent + more > micro_tokens:
             packs.append(tuple(current))
-            current = []
+            current, spent, more = [], 0, own
         current.append(index)
+        spent += more
     return [*packs, tuple(current)] if current else packs
 
 

@@ -1,11 +1,11 @@
 """The trainable policy: a frozen base with LoRA on every linear layer, and log-probabilities of given completions.
 
 The base may be bfloat16; the adapter is float32 at least. Nothing is sampled here and nothing is random after the
-seeded initialisation: the model stays in evaluation mode and LoRA has no dropout. A micro-batch's shared prefix is
-run once, with gradient, and its cache repeated for the rows. A value head, where one is asked for, reads the same
-hidden states. Other policies over the same base (the base itself, another adapter) are had for a while by
-`standing_in`, never by a second model. Collaborators: packing makes the micro-batches, adapter reads and writes the
-weights, gradient and rounds train. Knows nothing of rewards or objectives.
+seeded initialisation: the model stays in evaluation mode and LoRA has no dropout. What rows of a micro-batch share
+is run once, with gradient (see `trunk`). A value head, where one is asked for, reads the same hidden states. Other
+policies over the same base (the base itself, another adapter) are had for a while by `standing_in`, never by a second
+model. Collaborators: packing makes the micro-batches, trunk and head score them, adapter reads and writes the weights,
+gradient and rounds train. Knows nothing of rewards or objectives.
 """
 
 # ruff: noqa: N815 - a field that holds a tensor carries its shape
@@ -13,23 +13,26 @@ weights, gradient and rounds train. Knows nothing of rewards or objectives.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from resia.events.errors import TrainerError, boundary
+from resia.events.errors import TrainerError
 from resia.events.settings import TrainingSettings
 
 from .adapter import VALUE_BIAS, VALUE_WEIGHT, AdapterInfo, encode_adapter, load_adapter
-from .packing import Padded
+from .base_model import load_base
+from .batch import Row
+from .packing import Padded, pad
+from .world import ALONE, World, spread_layers
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER = "default"
-# Completion tokens whose logits exist at a time: 1024 x 49152 float32 logits are 200 MB.
-HEAD_CHUNK = 1024
+# Completion tokens whose two distributions exist at a time, with half a dozen arrays of that size between them.
+KL_CHUNK = 256
 
 
 class Scores(NamedTuple):
@@ -41,13 +44,16 @@ class Scores(NamedTuple):
 
 
 class Policy:
-    """`weights` are the trainable tensors by their name in the adapter file; `context` is in tokens."""
+    """`weights` are the trainable tensors by their name in the adapter file; `context` is in tokens; token ids are
+    below `vocabulary`."""
 
     def __init__(self, model: Any, settings: TrainingSettings, base_digest: str) -> None:
         """Adapt `model`, a transformers causal language model, in place. Raises TrainerError when its logits are not
         its output layer applied to its last hidden state (scaled or capped logits)."""
         import torch
         from peft import LoraConfig, get_peft_model
+
+        from .trunk import Trunk
 
         targets = linear_layers(model)
         config = LoraConfig(
@@ -68,7 +74,9 @@ class Policy:
         }
         self.weights = dict(self._lora)
         self.context = int(model.config.max_position_embeddings)
-        self._trunk, self._head = model.base_model, model.get_output_embeddings()
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
+        self.world: World = ALONE
+        self._trunk, self._head = Trunk(model), model.get_output_embeddings()
         self._device = next(model.parameters()).device
         self._check_head(model)
 
@@ -88,12 +96,9 @@ class Policy:
         """Policy over the model in `model_dir`, then `set_adapter(adapter, seed)`. Sets torch's thread count for the
         process, on which low-precision results depend."""
         import torch
-        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
-        with boundary(TrainerError, f"the base model in {model_dir.name} cannot be loaded"):
-            model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype), local_files_only=True)
-        policy = cls(model.to(device), settings, base_digest)
+        policy = cls(load_base(model_dir, dtype).to(device), settings, base_digest)
         policy.set_adapter(adapter, seed)
         return policy
 
@@ -110,6 +115,21 @@ class Policy:
         else:
             load_adapter(weights, self.info, adapter)
         self.weights = weights
+
+    def join(self, world: World) -> None:
+        """Share the passes with the other ranks of `world`, and the layers of the base where it spreads them."""
+        self.world = world
+        if world.spread:
+            spread_layers(self.model, self._lora.values(), world.size)
+
+    def pad(self, rows: Sequence[Row]) -> Padded:
+        """A micro-batch as this policy can run it: a layer that is spread cannot be called twice in one pass, as a
+        prefix in a cache asks for."""
+        return pad(rows, 0 if self.world.spread and not self._trunk.shares else None)
+
+    def restore(self, adapter: bytes) -> None:
+        """Take the weights of an adapter file with a value head exactly where this policy has one."""
+        load_adapter(self.weights, self.info, adapter)
 
     @contextmanager
     def standing_in(self, adapter: bytes | None) -> Iterator[None]:
@@ -147,56 +167,70 @@ class Policy:
         float64 for a float64 model."""
         import torch
 
-        def tensor(array: Any) -> torch.Tensor:
-            return torch.as_tensor(array, device=self._device)
+        from .head import token_logprobs
 
-        cache = self._prefill(tensor(padded.prefix_P), len(padded.inputs_B_S))
-        hidden_B_S_H = self._trunk(
-            input_ids=tensor(padded.inputs_B_S), past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
-        mask_B_T = tensor(padded.mask_B_T)
-        row_N, column_N = mask_B_T.nonzero(as_tuple=True)
-        index_B_T = tensor(padded.index_B_T)
-        hidden_N_H = hidden_B_S_H[row_N, index_B_T[row_N, column_N]]
-        tokens_N, temperature_N = tensor(padded.tokens_B_T)[mask_B_T], tensor(padded.temperature_B)[row_N]
-        logprobs_N = self._token_logprobs(hidden_N_H, tokens_N, temperature_N)
+        hidden_B_S_H = self._hidden(padded)
+        mask_B_T, index_B_T = self._tensor(padded.mask_B_T), self._tensor(padded.index_B_T)
+        hidden_N_H = _completions(hidden_B_S_H, mask_B_T, index_B_T)
+        tokens_N, temperature_N = self._tensor(padded.tokens_B_T)[mask_B_T], self._temperatures(padded, mask_B_T)
+        logprobs_N = token_logprobs(self._head, hidden_N_H, tokens_N, temperature_N)
         logprobs_B_T = logprobs_N.new_zeros(mask_B_T.shape).masked_scatter(mask_B_T, logprobs_N)
         starts_B_H = hidden_B_S_H[torch.arange(len(index_B_T), device=self._device), index_B_T[:, 0]]
         return Scores(logprobs_B_T, self._values(starts_B_H))
+
+    def states(self, padded: Padded) -> torch.Tensor:
+        """What this policy would say of every completion token, for `kl`: the last hidden states (N, H) that predict
+        them, without gradient. The output layer is no part of the adapter, so they determine the distributions."""
+        import torch
+
+        with torch.no_grad():
+            return _completions(self._hidden(padded), self._tensor(padded.mask_B_T), self._tensor(padded.index_B_T))
+
+    def kl(self, padded: Padded, before_N_H: torch.Tensor) -> float:
+        """Sum over completion tokens of KL(pi || pi_before) in nats, over the whole vocabulary at the temperature of
+        each; `before_N_H` are the `states` of pi_before."""
+        import torch
+
+        total, temperature_N = 0.0, self._temperatures(padded, self._tensor(padded.mask_B_T))
+        with torch.no_grad():
+            chunks = (tensor.split(KL_CHUNK) for tensor in (self.states(padded), before_N_H, temperature_N))
+            for after, before, temperature in zip(*chunks, strict=True):
+                logprobs_C_V, earlier_C_V = (
+                    (self._logits(hidden) / temperature[:, None]).log_softmax(-1) for hidden in (after, before)
+                )
+                # sum p (e^d - 1 - d) is KL for d = log q - log p, and no rounding makes a term of it negative.
+                apart_C_V = earlier_C_V - logprobs_C_V
+                total += float((logprobs_C_V.exp() * (apart_C_V.expm1() - apart_C_V)).double().sum())
+        return total
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        import torch
+
+        return torch.as_tensor(array, device=self._device)
+
+    def _temperatures(self, padded: Padded, mask_B_T: torch.Tensor) -> torch.Tensor:
+        """Of every completion token, (N,), in the precision of the logits."""
+        import torch
+
+        per_token_B_T = self._tensor(padded.temperature_B)[:, None].expand(mask_B_T.shape)
+        return per_token_B_T[mask_B_T].to(torch.promote_types(self.model.dtype, torch.float32))
+
+    def _hidden(self, padded: Padded) -> torch.Tensor:
+        """Last hidden states of every suffix, (B, S, H)."""
+        return self._trunk.hidden(padded, self._device)
+
+    def _logits(self, hidden_N_H: torch.Tensor) -> torch.Tensor:
+        """float32 at least."""
+        import torch
+
+        logits_N_V: torch.Tensor = self._head(hidden_N_H)
+        return logits_N_V.to(torch.promote_types(logits_N_V.dtype, torch.float32))
 
     def _values(self, hidden_B_H: torch.Tensor) -> torch.Tensor | None:
         if not self.has_values:
             return None
         weight, bias = self.weights[VALUE_WEIGHT], self.weights[VALUE_BIAS]
         return (hidden_B_H.to(weight.dtype) @ weight.T + bias).squeeze(1)
-
-    def _prefill(self, prefix_P: torch.Tensor, rows: int) -> Any:
-        """Cache of the prefix for `rows` rows, connected to the graph; None without a prefix."""
-        if len(prefix_P) == 0:
-            return None
-        cache = self._trunk(input_ids=prefix_P[None, :], use_cache=True).past_key_values
-        cache.batch_repeat_interleave(rows)
-        return cache
-
-    def _token_logprobs(
-        self, hidden_N_H: torch.Tensor, tokens_N: torch.Tensor, temperature_N: torch.Tensor
-    ) -> torch.Tensor:
-        """Log-probabilities (N,), the logits of HEAD_CHUNK tokens at a time and again in the backward pass."""
-        import torch
-        from torch.utils.checkpoint import checkpoint
-
-        def chunk(hidden: torch.Tensor, tokens: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-            logits = self._head(hidden)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            scaled = logits / temperature.to(logits.dtype)[:, None]
-            return -torch.nn.functional.cross_entropy(scaled, tokens, reduction="none")
-
-        parts = list(
-            zip(hidden_N_H.split(HEAD_CHUNK), tokens_N.split(HEAD_CHUNK), temperature_N.split(HEAD_CHUNK), strict=True)
-        )
-        if len(parts) == 1:
-            return chunk(*parts[0])
-        return torch.cat([checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _fresh_value_head(self) -> dict[str, torch.Tensor]:
         """Zeros: until it has learned something it says nothing of any state, whatever the seed."""
@@ -226,9 +260,15 @@ class Policy:
 
         token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
         with torch.no_grad():
-            whole, ours = model(input_ids=token).logits, self._head(self._trunk(input_ids=token).last_hidden_state)
+            whole, ours = model(input_ids=token).logits, self._head(model.base_model(input_ids=token).last_hidden_state)
         if not torch.equal(whole, ours):
             raise TrainerError(f"{type(model).__name__} changes its logits after the output layer: not supported")
+
+
+def _completions(hidden_B_S_H: torch.Tensor, mask_B_T: torch.Tensor, index_B_T: torch.Tensor) -> torch.Tensor:
+    """The hidden states (N, H) that predict each completion token."""
+    row_N, column_N = mask_B_T.nonzero(as_tuple=True)
+    return hidden_B_S_H[row_N, index_B_T[row_N, column_N]]
 
 
 def linear_layers(model: Any) -> tuple[str, ...]:

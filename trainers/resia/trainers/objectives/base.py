@@ -72,6 +72,10 @@ class Objective(ABC):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
+    def asks(self, settings: TrainingSettings) -> frozenset[Need]:  # noqa: ARG002 - for those it makes a difference to
+        """Of `needs`, what these settings leave to be computed."""
+        return self.needs
+
     @abstractmethod
     def select(self, batch: Batch, settings: TrainingSettings) -> Selection:
         """Raises NoSignal when the batch holds nothing to learn from."""

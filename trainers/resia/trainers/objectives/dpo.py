@@ -4,7 +4,8 @@ Pairs are made within a group: any two rollouts whose rewards differ by more tha
 them the widest pair of every group is kept, then the second widest of every group, and so on. With m = beta (log
 pi/pi_ref (better) - log pi/pi_ref (worse)), sums over all completion tokens of all turns, the loss is the mean over
 pairs of -log sigmoid(m). A pair's rollouts may lie in different micro-batches, and a rollout in many pairs, so a step
-goes over the selection twice: first for m, then each rollout once with the weight that the derivative gives it,
+goes over the selection twice (once where one micro-batch holds it all): first for m, then each rollout once with the
+weight that the derivative gives it,
 d loss / d log pi = -/+ beta sigmoid(-m) / pairs (equation 7 of the source), which is the same gradient.
 pi_ref is the base model, or the champion with `ref`. Source: Rafailov et al., arXiv:2305.18290.
 """

@@ -42,6 +42,9 @@ class ReinforceKl(Objective):
 
     needs = frozenset[Need]({"reference"})
 
+    def asks(self, settings: TrainingSettings) -> frozenset[Need]:
+        return self.needs if settings.kl_alpha else frozenset()
+
     def select(self, batch: Batch, settings: TrainingSettings) -> Selection:  # noqa: ARG002 - no constant in it
         contrasts(batch, "REINFORCE")
         advantages = leave_one_out(batch)
@@ -52,8 +55,10 @@ class ReinforceKl(Objective):
     def loss(self, tokens: Tokens, settings: TrainingSettings) -> Loss:
         log_ratio_B_T = (tokens.logprobs_B_T - tokens.old_logprobs_B_T).masked_fill(~tokens.mask_B_T, 0.0)
         losses_B, idle_B = clipped(log_ratio_B_T.sum(1), tokens.advantages_B_T[:, 0], settings)
-        penalty_B_T = truncated(log_ratio_B_T, settings) * k3(tokens)
-        total = losses_B.sum() + settings.kl_alpha * penalty_B_T.masked_fill(~tokens.mask_B_T, 0.0).sum()
+        total = losses_B.sum()
+        if settings.kl_alpha:  # at 0 nobody computed the reference
+            penalty_B_T = truncated(log_ratio_B_T, settings) * k3(tokens)
+            total = total + settings.kl_alpha * penalty_B_T.masked_fill(~tokens.mask_B_T, 0.0).sum()
         return Loss(total, idle_B[:, None] & tokens.mask_B_T)
 
 
