@@ -28,9 +28,13 @@ def start(
     unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
 ) -> int:
     """Add one more process to a role or a worker, on the runs that are active on a server."""
+    from .ranks import follow_rank_0, place_here
     from .roles import ROLE_NAMES
     from .store import Store
 
+    if (place := place_here(name)).rank > 0:
+        follow_rank_0(place, cache)
+        return DONE
     where = Store(store, nats)
     if name in ROLE_NAMES:
         from .attach import attach

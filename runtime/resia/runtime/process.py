@@ -18,6 +18,7 @@ from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .config import ProcessConfig
 from .logs import configure_logs
+from .ranks import dismiss, follow_rank_0, join, place_here
 from .resources import Resources, package_version
 from .roles import role
 from .worker import Clerk, Worker, cancelled, serve_runs
@@ -40,8 +41,9 @@ def live_publisher(bus: Bus, name: str) -> Callable[[str], Callable[[dict[str, A
 
 async def serve(config: ProcessConfig) -> None:
     """Serve `config.run`, or every active run."""
+    ranks = join(place_here(config.role))
     bus = await connect(config.url, config.user, config.password)
-    resources = Resources(DirectoryBlobs(config.blobs), config.cache, config.unsafe_local)
+    resources = Resources(DirectoryBlobs(config.blobs), config.cache, config.unsafe_local, ranks)
     chosen = role(config.role, resources, live_publisher(bus, config.role))
 
     def clerk(run: str) -> Clerk:
@@ -54,6 +56,7 @@ async def serve(config: ProcessConfig) -> None:
             await Worker(bus, chosen, clerk(config.run)).serve()
     finally:
         await bus.close()
+    dismiss(ranks)
 
 
 def main(path: str) -> int:
@@ -75,6 +78,9 @@ def main(path: str) -> int:
 
     code = 1
     try:
+        if (place := place_here(config.role)).rank > 0:
+            follow_rank_0(place, config.cache)
+            return 0
         code = asyncio.run(until_stopped())
     except* ResiaError as group:
         for cause in _leaves(group):

@@ -22,9 +22,11 @@ from resia.events import Blobs, EngineSettings, Manifest, RunRequested, RunSetti
 from resia.events.errors import ResiaError, UsageError
 
 from . import assets
+from .fitting import physical_memory, warn_if_too_large
 
 if TYPE_CHECKING:
     from resia.trainers.policy import Policy
+    from resia.trainers.world import World
 
     from .sandbox import ProcessSandbox
 
@@ -52,11 +54,24 @@ def model_folder(engine: EngineSettings, cache: Path | None) -> Path:
     return given if (given / "config.json").is_file() else assets.require(engine.model, cache)
 
 
+def policy_over(engine: EngineSettings, cache: Path | None, digest: str, training: TrainingSettings) -> Policy:
+    """A policy over the engine's model, which has `digest`."""
+    from transformers.utils import logging
+
+    from resia.trainers.policy import Policy
+
+    logging.disable_progress_bar()
+    folder = model_folder(engine, cache)
+    warn_if_too_large(folder, engine, physical_memory())
+    return Policy.load(folder, engine.dtype, engine.threads, training, digest)
+
+
 class Resources:
     """One process's share of the outside world, for any number of runs."""
 
-    def __init__(self, blobs: Blobs, cache: Path | None, unsafe_local: bool) -> None:
-        self._blobs, self._cache, self._unsafe = blobs, cache, unsafe_local
+    def __init__(self, blobs: Blobs, cache: Path | None, unsafe_local: bool, world: World | None = None) -> None:
+        """`world` are the processes that train together, None for this one alone."""
+        self._blobs, self._cache, self._unsafe, self._world = blobs, cache, unsafe_local, world
         self._domains = lru_cache(maxsize=4)(self._load_domain)
         self._engine = lru_cache(maxsize=1)(self._load_engine)
         self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
@@ -163,10 +178,11 @@ class Resources:
         return ProcessSandbox(SandboxLimits(), unsafe_local=self._unsafe)
 
     def _load_policy(self, engine: EngineSettings, digest: str, training: TrainingSettings) -> Policy:
-        from transformers.utils import logging
+        if self._world is None:
+            return policy_over(engine, self._cache, digest, training)
+        from resia.trainers.distributed import Load
 
-        from resia.trainers.policy import Policy
-
-        logging.disable_progress_bar()
-        folder = model_folder(engine, self._cache)
-        return Policy.load(folder, engine.dtype, engine.threads, training, digest)
+        self._world.announce(Load(engine, digest, training))
+        policy = policy_over(engine, self._cache, digest, training)
+        policy.join(self._world)
+        return policy

@@ -69,8 +69,9 @@ def parse_workers(specs: list[str]) -> dict[str, int]:
         name, mark, count = spec.partition("=")
         if name not in chosen:
             raise UnknownName("role", name, chosen)
-        if not mark or not count.isdigit() or int(count) < 1:
-            raise UsageError(f"--workers takes role=number of at least 1, such as task=2, not '{spec}'")
+        least = 0 if name == "trainer" else 1  # it may be attached from elsewhere, on several ranks
+        if not mark or not count.isdigit() or int(count) < least:
+            raise UsageError(f"--workers takes role=number of at least {least}, such as task=2, not '{spec}'")
         chosen[name] = int(count)
     return chosen
 
