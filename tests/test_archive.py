@@ -23,8 +23,7 @@ from resia.replay.digest import digest
 from resia.runtime.archive import archive_run
 from resia.runtime.archive_file import Manifest, opened_archive
 from resia.runtime.blobs import DirectoryBlobs
-from resia.runtime.importing import IMPORTED, IMPORTING
-from resia.runtime.protocol import RunEntry
+from resia.runtime.protocol import IMPORTED, IMPORTING, RunEntry
 from resia.runtime.reading import read_log
 from resia.runtime.records import records, tally
 from resia.runtime.restoring import restore_file

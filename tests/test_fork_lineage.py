@@ -19,8 +19,8 @@ from resia.replay.fork import before_decision, inherit, owner_of
 from resia.replay.state import RunState
 from resia.runtime.bus import Bus
 from resia.runtime.lineage import ancestry, origin
+from resia.runtime.protocol import REMOVED
 from resia.runtime.reading import Log, read_log
-from resia.runtime.store import REMOVED
 from resia.runtime.worker import Follower, cancelled
 
 _numbers = itertools.count()

@@ -17,7 +17,8 @@ from resia.replay.verify import check
 from resia.runtime.cli import main
 from resia.runtime.export import write_jsonl
 from resia.runtime.export_parquet import write_parquet
-from resia.runtime.importing import IMPORTED, IMPORTING, Imported, blobs_beside, import_file
+from resia.runtime.importing import Imported, blobs_beside, import_file
+from resia.runtime.protocol import IMPORTED, IMPORTING
 from resia.runtime.reading import read_log
 from resia.runtime.records import records
 from resia.runtime.store import Store, opened, require_run

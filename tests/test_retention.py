@@ -15,7 +15,7 @@ from resia.runtime.archive import archive_run
 from resia.runtime.bus import connect
 from resia.runtime.cli import main
 from resia.runtime.collecting import collect
-from resia.runtime.importing import IMPORTING
+from resia.runtime.protocol import IMPORTING
 from resia.runtime.records import records
 from resia.runtime.restoring import restore_file
 from resia.runtime.retention import check_archive, remove_run

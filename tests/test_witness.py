@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from given import clerk, drafts_of, requested, step
 from resia.events import Logged
 from resia.events.errors import Tampered
 from resia.runtime.bus import Bus, connect
+from resia.runtime.cli import main
 from resia.runtime.reading import load
 from resia.runtime.server import EmbeddedServer
 from resia.runtime.session import Session, Watch, launch
@@ -61,6 +63,35 @@ def cut(store: Store, length: int) -> None:
 async def test_a_log_that_is_whole_is_read(tmp_path):
     store = await stored(tmp_path)
     assert len((await load(store, RUN)).facts) == EVENTS
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("tail",),
+        ("replay",),
+        ("compare",),
+        ("export", "--to", "jsonl"),
+        ("archive", "--out", "x.tar"),
+    ],
+)
+def test_no_command_looks_at_a_log_that_lost_its_tail_as_if_it_were_whole(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    store = asyncio.run(stored(tmp_path / "store"))
+    cut(store, 1)
+    name, *options = command
+    assert main([name, RUN, *options, "--store", str(store.folder)]) == 1
+    said = capsys.readouterr().err
+    assert f"the log ends at event {EVENTS - 1} and was seen to reach event {EVENTS}" in said
+    assert not (tmp_path / "x.tar").exists()
+
+
+def test_nothing_is_forked_from_a_log_that_lost_its_tail(tmp_path, capsys):
+    store = asyncio.run(stored(tmp_path))
+    cut(store, 1)
+    assert main(["fork", f"{RUN}@1", "--store", str(store.folder)]) == 1
+    assert f"was seen to reach event {EVENTS}" in capsys.readouterr().err
 
 
 async def test_a_log_that_lost_its_tail_is_neither_read_nor_gone_on_with(tmp_path):

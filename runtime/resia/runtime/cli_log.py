@@ -88,10 +88,11 @@ async def _export(
     from .export import write_jsonl
     from .export_parquet import write_parquet
     from .marks import Named
-    from .store import Store, opened
+    from .store import Store, opened, require_whole
 
     there, named = Store(store, nats), Named() if beside else None
     async with opened(there) as bus:
+        await require_whole(there, bus, run)
         if path is None:
             return await write_jsonl(bus, run, sys.stdout.buffer, _Progress())
         if to is Format.parquet:
@@ -155,10 +156,11 @@ def archive(
 
     async def work() -> int:
         from .archive import archive_run
-        from .store import Store, opened
+        from .store import Store, opened, require_whole
 
         there = Store(store, nats)
         async with opened(there, administrate=True) as bus:
+            await require_whole(there, bus, run)
             made = await archive_run(bus, there.blobs(), run, out or Path(f"{run}.tar"), _Progress())
         blobs = len(made.manifest.members) - len(made.manifest.runs)
         if json:

@@ -24,7 +24,7 @@ from resia.replay.state import RunState
 from .bus import Bus
 from .protocol import logged
 from .reading import read_log
-from .store import Store, opened, require_run
+from .store import Store, opened, require_whole
 
 UNREADABLE = "unreadable"  # the type of a message that is no event
 
@@ -99,9 +99,9 @@ async def open_run(
     """The run `name` of a store folder, or of the external server `nats` (nats://user:password@host:port).
 
     Uses the server that runs over the folder, or starts one for as long as the context lasts. UsageError when there
-    is no such store, UnknownName when there is no such run.
+    is no such store, UnknownName when there is no such run, Tampered when its log lost what was seen of it.
     """
     there = store if isinstance(store, Store) else Store(Path(store), nats)
     async with opened(there) as bus:
-        await require_run(bus, name)
+        await require_whole(there, bus, name)
         yield Run(bus, there, name)

@@ -19,10 +19,11 @@ from resia.replay.verify import check
 from .blobs import Found
 from .bus import Bus, connect
 from .marks import digests_in
+from .protocol import IMPORTING, REMOVED
 from .records import Progress, Tally, records
 from .retention import check_archive
 from .server import EmbeddedServer
-from .store import REMOVED, Store, address, opened
+from .store import Store, address, opened
 from .streamcopy import streams
 
 GRACE_H = 24.0
@@ -109,7 +110,7 @@ async def _named(bus: Bus, store: Store, idle_since: float, progress: Progress) 
             check_archive(entry.run, entry.archive, "resia restore it from where it is now")
         elif entry.run not in there:
             raise _refused(entry.run, "its log is not on the server")
-        elif entry.status == "importing":
+        elif entry.status == IMPORTING:
             raise _refused(entry.run, "its import or restore is not finished: ask for it again")
     named: set[str] = set()
     for number, run in enumerate(there, 1):

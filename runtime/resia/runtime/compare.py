@@ -23,7 +23,7 @@ from resia.replay.fork import owner_of, parted_at
 from resia.replay.state import DecisionAt, Evaluation, Outcome, RunState, Status, Trial
 
 from .reading import Log, read_log
-from .store import Store, opened
+from .store import Store, opened, require_whole
 from .views import Shown
 
 TAIL = 0.025  # on either side of a 95% interval
@@ -82,6 +82,8 @@ async def compare_view(store: Store, runs: Sequence[str]) -> Shown:
     if not names:
         raise UsageError("compare needs the name of at least one run")
     async with opened(store) as bus:
+        for name in names:
+            await require_whole(store, bus, name)
         logs = {name: await read_log(bus, name) for name in names}
         ancestors = {parent.run for log in logs.values() for parent in log.ancestry.parents}
         logs |= {name: await read_log(bus, name) for name in sorted(ancestors - logs.keys())}

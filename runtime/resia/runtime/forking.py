@@ -26,7 +26,7 @@ from .bus import Bus
 from .config import load_settings
 from .reading import Log, read_log
 from .session import first_event
-from .store import Store, opened
+from .store import Store, opened, require_whole
 
 SHORT = {"mode": "loop.mode"}  # settings that --set takes by their last name, as `resia run` has options for them
 # What a mode has no use for: a person who sets it expects something that will not happen.
@@ -125,6 +125,7 @@ async def _moment(bus: Bus, store: Store, ref: str) -> Moment:
     run, iteration = parse_run_ref(ref)
     if iteration is None:
         raise UsageError(f"fork needs an iteration: write RUN@K with K from 1, such as '{run}@1'")
+    await require_whole(store, bus, run)
     log = await read_log(bus, run)
     number = log.decision_event(iteration)
     _require_intact(log, number)

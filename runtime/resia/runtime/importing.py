@@ -21,10 +21,10 @@ from .blobs import DirectoryBlobs
 from .bus import BATCH_LIMIT, Bus
 from .export import Footer, Header, Row, Section, Totals, read_jsonl, shown, unusable
 from .export_parquet import read_parquet
+from .protocol import IMPORTED, IMPORTING
 from .records import Progress, Record, Tally, tally
 from .store import check_not_removed
 
-IMPORTING, IMPORTED = "importing", "imported"
 BATCH_BYTES = 16 << 20
 _SUBJECT = re.compile(r"[\x21-\x29\x2b-\x2d\x2f-\x3d\x3f-\x7e]+(\.[\x21-\x29\x2b-\x2d\x2f-\x3d\x3f-\x7e]+)*")
 

@@ -16,9 +16,9 @@ from resia.agents.offpolicy import Drawn, Estimate, estimate
 from resia.events import LearnedPolicy, RunRequested, RunSettings, decode_policy
 from resia.events.errors import UsageError
 
-from .rebuild import rebuild
+from .reading import present_state
 from .session import first_event
-from .store import Store, opened, require_run
+from .store import Store, opened
 from .views import Shown
 
 MAX_BYTES = 32 * 1024  # as much as an event holds of any one thing: about 280 runs to learn from
@@ -37,11 +37,7 @@ class Judged(NamedTuple):
 async def fitted(store: Store, runs: Sequence[str], epsilon: float, exploration: float) -> Judged:
     """Fit from finished `runs`. UsageError for one that has not ended, UnknownName for one that is not there."""
     async with opened(store) as bus:
-        found: list[Experience] = []
-        for run in runs:
-            await require_run(bus, run)
-            await store.witness(run).check(bus, run)
-            found.append(experience(run, await rebuild(bus, run, snapshots=store.snapshots())))
+        found = [experience(run, await present_state(store, bus, run)) for run in runs]
     policy = _fits(fit(found, epsilon=epsilon, exploration=exploration))
     return Judged(policy, judge({one.run: one for one in found}, policy))
 

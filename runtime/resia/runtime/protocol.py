@@ -33,6 +33,12 @@ class Heard(NamedTuple):
     data: bytes
 
 
+# Statuses of an entry that are more than a hint.
+IMPORTING = "importing"  # not whole yet
+IMPORTED = "imported"  # whole, from elsewhere, and not ended: served by nobody until --resume
+REMOVED = "removed"  # only the archive is left
+
+
 class RunEntry(msgspec.Struct, frozen=True):
     """A run in the registry. `status` is a hint for listing; the log alone says how a run stands.
 

@@ -13,7 +13,7 @@ from resia.replay.state import RunState
 from .bus import Bus
 from .lineage import Ancestry, ancestry_of
 from .rebuild import rebuild
-from .store import Store, opened, require_run
+from .store import Store, opened, require_run, require_whole
 from .witness import hold
 
 
@@ -83,6 +83,10 @@ async def state_of(store: Store, run: str) -> RunState:
     For looking at a run. Whoever checks one loads its log. Raises as `load` does.
     """
     async with opened(store) as bus:
-        await require_run(bus, run)
-        await store.witness(run).check(bus, run)
-        return await rebuild(bus, run, snapshots=store.snapshots())
+        return await present_state(store, bus, run)
+
+
+async def present_state(store: Store, bus: Bus, run: str) -> RunState:
+    """`state_of` over a connection that is there."""
+    await require_whole(store, bus, run)
+    return await rebuild(bus, run, snapshots=store.snapshots())

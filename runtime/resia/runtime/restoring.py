@@ -11,20 +11,16 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from resia.events import Blob
 from resia.events.errors import BusError, UsageError
-from resia.events.subjects import stream
 
 from .archive import recorded
 from .archive_file import Kept, Manifest, Opened, damaged, member, opened_archive
 from .blobs import DirectoryBlobs
 from .bus import Bus
-from .importing import IMPORTING, settle
-from .protocol import RunEntry
+from .importing import settle
+from .protocol import IMPORTING, REMOVED, RunEntry
 from .records import Progress, tally
-from .store import REMOVED
 from .streamcopy import check_config, delete, put_back, streams
 
 
@@ -103,8 +99,7 @@ def _put_blobs(found: Opened, blobs: DirectoryBlobs, progress: Progress) -> int:
 async def _restore(bus: Bus, found: Opened, kept: Kept, progress: Progress) -> None:
     """One run: marked as unfinished, restored, read back and compared, and only then given its status."""
     before = await bus.find_run(kept.run)
-    entry = before or RunEntry(kept.run, stream(kept.run))
-    await bus.set_entry(msgspec.structs.replace(entry, status=IMPORTING))
+    await bus.change_entry(kept.run, status=IMPORTING)
     try:
         with tempfile.NamedTemporaryFile() as copy:
             with found.member(f"streams/{kept.run}") as source:

@@ -13,9 +13,9 @@ from resia.events.errors import UsageError
 
 from .archive_file import member, opened_archive
 from .bus import Bus
-from .protocol import Archived, RunEntry
+from .protocol import REMOVED, Archived, RunEntry
 from .records import lineage, tally
-from .store import REMOVED, require_run
+from .store import require_run
 from .streamcopy import delete, streams
 
 
@@ -36,10 +36,9 @@ async def remove_run(bus: Bus, run: str) -> RunEntry:
     check_archive(run, archive)
     if below := await children(bus, run):
         raise UsageError(f"run '{run}' is the history of {', '.join(below)}: archive and remove those first")
-    removed = msgspec.structs.replace(entry, status=REMOVED)
-    await bus.set_entry(removed)
+    await bus.change_entry(run, status=REMOVED)
     await delete(bus, run)
-    return removed
+    return msgspec.structs.replace(entry, status=REMOVED)
 
 
 def check_archive(run: str, archive: Archived, again: str | None = None) -> None:

@@ -13,13 +13,12 @@ from resia.events.subjects import check_run
 
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
-from .protocol import RunEntry
+from .protocol import IMPORTING, REMOVED, RunEntry
 from .server import READER, Access
 from .snapshots import Snapshots
 from .tenancy import Serving, shared, sole
 from .witness import Witness
 
-REMOVED = "removed"  # status of a run of which only the archive is left
 SERVERS = "servers"  # file in the folder: external servers that it was used with, an address a line
 
 
@@ -114,8 +113,14 @@ async def require_run(bus: Bus, run: str) -> None:
     if entry is None:
         raise UnknownName("run", run, [entry.run for entry in await bus.runs()])
     check_not_removed(entry)
-    if entry.status == "importing":
+    if entry.status == IMPORTING:
         raise UsageError(f"run '{run}' is not whole: its import or restore was interrupted, so ask for it again")
+
+
+async def require_whole(store: Store, bus: Bus, run: str) -> None:
+    """`require_run`, and Tampered when the log is shorter than it was seen to be, or another."""
+    await require_run(bus, run)
+    await store.witness(run).check(bus, run)
 
 
 def check_not_removed(entry: RunEntry) -> None:
