@@ -190,7 +190,11 @@ def sound(tmp_path_factory) -> dict[str, bytes]:
     out = io.BytesIO()
     schema = export_parquet._schema(pa)
     with parquet.ParquetWriter(out, schema, write_page_checksum=True) as writer:
-        writer.write_table(pa.Table.from_pylist([export_parquet._columns("sound", row) for row in rows], schema=schema))
+        writer.write_table(
+            pa.Table.from_pylist(
+                [export_parquet._columns("sound", row, row.logged("sound")) for row in rows], schema=schema
+            )
+        )
         meta = export_parquet._Meta(header, totals.footer())
         writer.add_key_value_metadata({export_parquet.KEY: msgspec.json.encode(meta)})
     return {"jsonl": lines + msgspec.json.encode(footer) + b"\n", "parquet": out.getvalue()}

@@ -5,7 +5,7 @@ knows nothing of NATS, models, domains or files.
 """
 
 from .blob import Blob, Blobs
-from .catalogue import ANCHORS, NAMES, OUTCOMES, TYPES, Event
+from .catalogue import ANCHORS, ENDINGS, NAMES, OUTCOMES, TYPES, Event
 from .codec import decode, encode, read
 from .custom import Namespace
 from .decision import (
@@ -87,6 +87,7 @@ __all__ = [
     "ALGORITHMS",
     "ANCHORS",
     "COMPONENTS",
+    "ENDINGS",
     "FORMAT_FAILURES",
     "MODES",
     "NAMES",

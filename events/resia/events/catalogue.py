@@ -172,6 +172,7 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
 }
 
 # Outcomes of `perform`: the envelope's cause is the request they settle.
+ENDINGS = (RunCompleted, RunFailed)  # what ends a run
 OUTCOMES: tuple[type[Event], ...] = (
     HarnessDrafted,
     DraftFailed,

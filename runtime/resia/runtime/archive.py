@@ -18,14 +18,14 @@ from resia.replay.digest import digest
 
 from .archive_file import FORMAT, VERSION, Kept, Manifest, Member, member, opened_archive, write_tar
 from .blobs import DirectoryBlobs
-from .bus import Bus, connect
+from .bus import Bus
 from .marks import Named
 from .newfile import check_new, give_name
 from .protocol import Archived, RunEntry
 from .reading import read_log
 from .records import Link, Progress, Tally, lineage, records, tally
 from .resources import package_version
-from .server import EmbeddedServer
+from .store import apart
 from .streamcopy import Copied, put_back, take
 
 
@@ -79,7 +79,7 @@ async def _verified(
     """Restore the copies on a server of our own; each must hold exactly what the log holds."""
     named = Named()
     kept: list[Kept] = []
-    async with _scratch(folder / ".scratch") as own:
+    async with apart(folder / ".scratch", durable=False) as own:
         for link in links:
             copied = copies[link.run]
             await put_back(own, link.run, folder / link.run, copied, progress)
@@ -99,31 +99,6 @@ async def _read_copy(own: Bus, run: str, named: Named) -> Tally:
         found.take(record)
         named.take(record.data, record.logged(run))
     return found
-
-
-class _scratch:  # noqa: N801 - reads as a statement
-    """A server of our own over an empty folder, for as long as the statement lasts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._server = EmbeddedServer(folder, durable=False)
-        self._bus: Bus | None = None
-
-    async def __aenter__(self) -> Bus:
-        access = self._server.start()
-        try:
-            self._bus = await connect(access.url, *access.login("admin"))
-            await self._bus.create_registry()
-        except BaseException:
-            self._server.stop()
-            raise
-        return self._bus
-
-    async def __aexit__(self, *_: object) -> None:
-        try:
-            if self._bus is not None:
-                await self._bus.close()
-        finally:
-            self._server.stop()
 
 
 def _same_members(path: Path, manifest: Manifest) -> None:

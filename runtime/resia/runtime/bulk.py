@@ -16,12 +16,11 @@ import msgspec
 
 from resia.events.errors import BusError
 
-from .protocol import stream_sequence
+from .protocol import position, pushed_to
 
 ANSWER_S = 5.0  # a server that has been silent for so long, heartbeats and all, is given up
 _HEARTBEAT_S = 2
 _AHEAD_BYTES = 2**24
-_NANO = 10**9
 _CONTROL = b"NATS/1.0 1"  # status 100: flow control or idle heartbeat
 
 
@@ -68,7 +67,11 @@ async def stored(address: Address, stream: str, first: int, inbox: str) -> Async
         raise BulkUnavailable(f"no second connection to {address.host}:{address.port}: {cause}") from cause
     try:
         await splitter.subscribed(inbox)
-        splitter.publish(f"$JS.API.CONSUMER.CREATE.{stream}", _consumer(stream, first, inbox), f"{inbox}.created")
+        splitter.publish(
+            f"$JS.API.CONSUMER.CREATE.{stream}",
+            pushed_to(f"{inbox}.events", stream, first, _HEARTBEAT_S),
+            f"{inbox}.created",
+        )
         while True:
             messages, due = await splitter.take()
             if messages:
@@ -77,21 +80,6 @@ async def stored(address: Address, stream: str, first: int, inbox: str) -> Async
                 splitter.publish(subject)
     finally:
         transport.close()
-
-
-def _consumer(stream: str, first: int, inbox: str) -> bytes:
-    config = {
-        "deliver_policy": "by_start_sequence",
-        "opt_start_seq": first,
-        "deliver_subject": f"{inbox}.events",
-        "ack_policy": "none",
-        "max_deliver": 1,
-        "mem_storage": True,
-        "num_replicas": 1,
-        "flow_control": True,
-        "idle_heartbeat": _HEARTBEAT_S * _NANO,
-    }
-    return msgspec.json.encode({"stream_name": stream, "config": config})
 
 
 class _Splitter(asyncio.Protocol):
@@ -198,7 +186,7 @@ class _Splitter(asyncio.Protocol):
         header = body + int(fields[-2]) if fields[0] == b"HMSG" else body
         reply = fields[3] if len(fields) == (6 if header > body else 5) else b""
         if reply.startswith(b"$JS.ACK."):  # an event that was published with headers
-            number = stream_sequence(reply.decode())
+            number = position(reply.decode()).sequence
             self._messages.append(Stored(number, fields[1].decode(), data[header:after], reply))
         else:
             self._control(reply, data[body:header], data[header:after])

@@ -33,7 +33,7 @@ from .append import BATCH_LIMIT as BATCH_LIMIT
 from .bulk import Address, Stored
 from .logreader import Arrivals, batches, stored_in_bulk
 from .permissions import SCHEMAS, inbox
-from .protocol import Appended, Heard, RunEntry, logged, stream_sequence
+from .protocol import Appended, Heard, RunEntry, logged, position
 
 REGISTRY = "resia-runs"
 ACK_TIMEOUT_S = 10.0
@@ -485,7 +485,7 @@ def _unanswered() -> Iterator[None]:
 
 
 def _fact(run: str, message: Msg) -> Logged:
-    return logged(run, stream_sequence(message.reply), message.subject, message.data)
+    return logged(run, position(message.reply).sequence, message.subject, message.data)
 
 
 class _bus_errors:  # noqa: N801 - reads as a statement

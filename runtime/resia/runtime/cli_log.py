@@ -122,15 +122,15 @@ def import_(
     """Put an exported run into this log: the same numbers and bytes, the server's times are new."""
 
     async def work() -> int:
-        from .importing import blobs_beside, import_file, survey
+        from .importing import blobs_beside, import_surveyed, survey
         from .store import Store, opened
 
-        survey(file)  # before a store is made for it
+        checked = survey(file)  # before a store is made for it
         alone = not blobs_beside(file).is_dir()
         there = Store(store, nats)
         there.make()
         async with opened(there, administrate=True) as bus:
-            found = await import_file(bus, there.blobs(), file, _Progress())
+            found = await import_surveyed(bus, there.blobs(), checked, _Progress())
         if json:
             emit({"run": found.run, "events": found.events, "status": found.status, "written": found.written})
         elif found.written:
@@ -185,14 +185,14 @@ def restore(
 
     async def work() -> int:
         from .archive_file import opened_archive
-        from .restoring import restore_file
+        from .restoring import restore_opened
         from .store import Store, opened
 
-        with opened_archive(file):
+        with opened_archive(file) as found:  # before a store is made for it
             there = Store(store, nats)
             there.make()
-        async with opened(there, administrate=True) as bus:
-            done = await restore_file(bus, there.blobs(), file, _Progress())
+            async with opened(there, administrate=True) as bus:
+                done = await restore_opened(bus, there.blobs(), found, _Progress())
         run = done.manifest.run
         if json:
             emit({"run": run, "restored": list(done.runs), "blobs": done.blobs})

@@ -42,6 +42,10 @@ def run_async(work: Coroutine[Any, Any, Any]) -> Any:
     """Run to the end. A group of errors is reported by its first, and Ctrl-C stops the workers in order."""
     import signal
 
+    from .logs import configure_command_logs
+
+    configure_command_logs()
+
     async def stoppable() -> Any:
         task = asyncio.ensure_future(work)
         for name in (signal.SIGINT, signal.SIGTERM):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from resia.events import Blobs, Fact, Logged, RunCompleted, RunFailed, Skipped
+from resia.events import ENDINGS, NAMES, Blobs, Fact, Logged, Skipped
 from resia.events import subjects as names
 from resia.events.errors import UsageError
 from resia.replay.state import RunState
@@ -70,7 +70,7 @@ class Run:
     async def _ended(self) -> bool:
         """Whether an event that ends the run is there, wherever the reader begins."""
         service = f"$JS.API.STREAM.MSG.GET.{names.stream(self.name)}"
-        for kind in ("run-completed", "run-failed"):
+        for kind in (NAMES[cls] for cls in ENDINGS):
             asked = msgspec.json.encode({"last_by_subj": f"resia.{self.name}.feedback.{kind}.*"})
             found = msgspec.json.decode(await self._bus.request(service, asked), type=_Answer).message
             if found is not None and _ends(logged(self.name, found.seq, found.subject, found.data)):
@@ -89,7 +89,7 @@ class _Answer(msgspec.Struct):
 
 
 def _ends(fact: Logged) -> bool:
-    return isinstance(fact, Fact) and isinstance(fact.event, RunCompleted | RunFailed)
+    return isinstance(fact, Fact) and isinstance(fact.event, ENDINGS)
 
 
 @asynccontextmanager

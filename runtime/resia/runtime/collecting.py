@@ -7,8 +7,7 @@ whole, and no process may be about to name a blob that it has stored: a blob is 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from resia.events import Logged, Skipped
@@ -17,13 +16,12 @@ from resia.replay.fork import parent_of
 from resia.replay.verify import check
 
 from .blobs import Found
-from .bus import Bus, connect
+from .bus import Bus
 from .marks import digests_in
 from .protocol import IMPORTING, REMOVED
 from .records import Progress, Tally, records
 from .retention import check_archive
-from .server import EmbeddedServer
-from .store import Store, address, opened
+from .store import Store, address, apart, opened
 from .streamcopy import streams
 
 GRACE_H = 24.0
@@ -55,7 +53,8 @@ async def collect(
     async with AsyncExitStack() as stack:
         named: set[str] = set()
         if _has_log(store):
-            own = await stack.enter_async_context(_own(store))
+            # Whoever could name a blob would need to reach the log.
+            own = await stack.enter_async_context(apart(store.folder))
             named |= await _named(own, Store(store.folder), before, progress)
         for nats in servers:  # what goes on there cannot be seen from here, however long ago it was heard of
             there = Store(store.folder, nats)
@@ -82,22 +81,6 @@ def _check_request(store: Store, servers: tuple[str, ...], grace_h: float) -> No
             f"logs at {unread[0]} name blobs of {store.folder} too: give it with --nats as well, or take its line out"
             f" of {store.folder / 'servers'} when it is gone for good"
         )
-
-
-@asynccontextmanager
-async def _own(store: Store) -> AsyncIterator[Bus]:
-    """The store's log on a server that nobody else can reach: whoever could name a blob would need it."""
-    server = EmbeddedServer(store.folder, known=False)
-    try:
-        access = server.start()
-        bus = await connect(access.url, *access.login("admin"))
-        try:
-            await bus.create_registry()
-            yield bus
-        finally:
-            await bus.close()
-    finally:
-        server.stop()
 
 
 async def _named(bus: Bus, store: Store, idle_since: float, progress: Progress) -> set[str]:

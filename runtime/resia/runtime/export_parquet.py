@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from resia.events import Custom, Fact, Skipped
+from resia.events import Custom, Fact, Logged, Skipped
 from resia.events.errors import UsageError
 
 from .bus import Bus
@@ -105,11 +105,12 @@ async def write_parquet(bus: Bus, run: str, path: Path, progress: Progress, name
         for link in links:
             async for record in records(bus, link.run, link.events):
                 check_subject(link.run, record)
-                row = _columns(link.run, record)
+                fact = record.logged(link.run)
+                row = _columns(link.run, record, fact)
                 totals.take(link.run, row["leaf"])
                 rows.append(row)
                 if named is not None:
-                    named.take(record.data, record.logged(link.run))
+                    named.take(record.data, fact)
                 if len(rows) == ROWS:
                     flush()
                 progress(f"export of '{link.run}'", record.sequence, link.events)
@@ -119,17 +120,16 @@ async def write_parquet(bus: Bus, run: str, path: Path, progress: Progress, name
     return footer
 
 
-def _columns(run: str, record: Record) -> dict[str, Any]:
+def _columns(run: str, record: Record, fact: Logged) -> dict[str, Any]:
     """The event's row; columns that it has nothing for are absent."""
     row: dict[str, Any] = {
         "run": run,
         "sequence": record.sequence,
         "time": record.time_ns,
         "subject": record.subject,
-        "leaf": record.leaf,
+        "leaf": fact.leaf,
         "data": record.data,
     }
-    fact = record.logged(run)
     if isinstance(fact, Skipped):
         return row | {"unreadable": fact.why}
     envelope = fact.envelope

@@ -157,11 +157,16 @@ def blobs_beside(path: Path) -> Path:
 
 
 async def import_file(bus: Bus, blobs: DirectoryBlobs, path: Path, progress: Progress) -> Imported:
-    """Import `path`, and the blobs beside it, into the log; needs the admin credential.
+    """`import_surveyed` of `path`, which is checked first; UsageError leaves the log as it was."""
+    return await import_surveyed(bus, blobs, survey(path), progress)
+
+
+async def import_surveyed(bus: Bus, blobs: DirectoryBlobs, found: Survey, progress: Progress) -> Imported:
+    """Import a sound file, and the blobs beside it, into the log; needs the admin credential.
 
     UsageError and BlobError leave the log as it was.
     """
-    found = survey(path)
+    path = found.path
     begun = {run: await _present(bus, found, run) for run in found.runs}
     if blobs_beside(path).is_dir():
         beside = DirectoryBlobs(blobs_beside(path))

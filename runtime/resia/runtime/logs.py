@@ -1,4 +1,5 @@
-"""What a worker process says: one JSON line for each handled event, on standard output."""
+"""What processes log: a worker one JSON line for each handled event, on standard output; a command only warnings, on
+standard error, because its own output is read by programs."""
 
 from __future__ import annotations
 
@@ -8,8 +9,16 @@ import sys
 import structlog
 
 
+def configure_command_logs() -> None:
+    """Of a command."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever it is by then
+    )
+
+
 def configure_logs() -> None:
-    """Of this process, from now on; the client's own warnings are left out."""
+    """Of a worker process, from now on; the client's own warnings are left out."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 
 from resia.events import (
+    ENDINGS,
     NAMES,
     OUTCOMES,
     TYPES,
@@ -36,8 +37,6 @@ from resia.events import (
     KernelSubmitted,
     RolloutFailed,
     RolloutRecorded,
-    RunCompleted,
-    RunFailed,
     StepTrained,
 )
 from resia.events.catalogue import WRITERS
@@ -51,13 +50,12 @@ from .bus import BATCH_LIMIT
 from .permissions import RESERVED
 from .worker import Role
 
-__all__ = ["Declaration", "Run", "check_emits", "check_role", "declaration_of", "role_of", "worker"]
+__all__ = ["Declaration", "Run", "check_emits", "check_name", "check_role", "declaration_of", "role_of", "worker"]
 
 _ROLE = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 _MARK = "__resia_worker__"
 _ENVELOPE_BYTES = 4096  # the fields around a payload take less
-_ENDINGS = (NAMES[RunCompleted], NAMES[RunFailed])
 # Of the core a worker may write what the performance of a request gives. Decisions are the rules': replay makes them
 # again and would find that they differ.
 _PERFORMED: tuple[type[Event], ...] = (*OUTCOMES, RolloutRecorded, RolloutFailed, StepTrained, KernelSubmitted)
@@ -113,9 +111,7 @@ def worker(
 
     def declare(function: F) -> F:
         named = str(name or getattr(function, "__name__", ""))
-        if not _NAME.fullmatch(named):
-            raise UsageError(f"a worker cannot be called '{named[:80]}': take letters, digits, '_' and '-', at most 31")
-        setattr(function, _MARK, Declaration(named, role, kinds, classes, function))
+        setattr(function, _MARK, Declaration(check_name(named), role, kinds, classes, function))
         return function
 
     return declare
@@ -136,6 +132,13 @@ def check_role(role: str) -> str:
     if role in RESERVED:
         raise UsageError(f"role '{role}' is no worker's: take another name, such as 'alerts'")
     return role
+
+
+def check_name(name: str, what: str = "worker") -> str:
+    """`name` itself when a `what` may have it; UsageError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"a {what} cannot be called '{name[:80]}': take letters, digits, '_' and '-', at most 31")
+    return name
 
 
 def check_emits(role: str, kinds: Sequence[str], consumes: Sequence[str] = ()) -> None:
@@ -177,7 +180,7 @@ def _no_rules(state: RunState, fact: Fact) -> list[Event]:
 
 def _consumed(kind: type[msgspec.Struct] | str) -> str:
     name = check_known(kind) if isinstance(kind, str) else wire_type(kind)[0]
-    if name in _ENDINGS:
+    if TYPES.get(name) in ENDINGS:
         raise UsageError(f"no worker acts on {name}: the run's log takes no more then; read it with resia tail")
     return name
 

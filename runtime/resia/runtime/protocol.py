@@ -14,6 +14,8 @@ from resia.events import subjects as names
 from resia.events.errors import Tampered, UnreadableEvent
 from resia.events.merkle import leaf
 
+_NANO = 10**9
+
 
 class Archived(msgspec.Struct, frozen=True):
     """An archive of a run's whole log as it was at `time` (seconds since the epoch): where, and what it holds."""
@@ -85,10 +87,35 @@ def last_number(text: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def stream_sequence(reply: str) -> int:
-    """Number of a delivered message, from `$JS.ACK.[domain.account.]stream.consumer.delivered.NUMBER...`."""
+class Position(NamedTuple):
+    """Where a delivered message stands in its stream, and when the server stored it (nanoseconds since the epoch)."""
+
+    sequence: int
+    time_ns: int
+
+
+def position(reply: str) -> Position:
+    """From `$JS.ACK.[domain.account.]stream.consumer.delivered.SEQUENCE.consumer sequence.TIME.pending[.token]`."""
     tokens = reply.split(".")
-    return int(tokens[5 if len(tokens) == 9 else 7])
+    first = 5 if len(tokens) == 9 else 7
+    return Position(int(tokens[first]), int(tokens[first + 2]))
+
+
+def pushed_to(inbox: str, stream: str, first: int, heartbeat_s: float) -> bytes:
+    """The request for a consumer that sends `stream` from number `first` to `inbox`, and is forgotten when nobody
+    listens there."""
+    config = {
+        "deliver_subject": inbox,
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": first,
+        "ack_policy": "none",
+        "max_deliver": 1,
+        "flow_control": True,
+        "idle_heartbeat": int(heartbeat_s * _NANO),
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+    return msgspec.json.encode({"stream_name": stream, "config": config})
 
 
 def logged(run: str, sequence: int, subject: str, data: bytes) -> Logged:

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from resia.events import Fact, Logged, Parent, RunCompleted, RunFailed, merkle
+from resia.events import ENDINGS, NAMES, Fact, Logged, Parent, RunCompleted, merkle
 from resia.events import subjects as names
 from resia.events.errors import BusError, Tampered, UsageError
 from resia.replay.fork import parent_of
 
 from .bus import Bus
-from .protocol import logged
+from .protocol import logged, position, pushed_to
 from .store import require_run
 
+HEARTBEAT_S = 5.0
 QUIET_S = 30.0  # a server that says nothing for so long is not coming back
-_ENDINGS = ("run-completed", "run-failed")
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
@@ -84,10 +84,10 @@ class Tally:
 
 def _ending(run: str, record: Record) -> str | None:
     """'completed' or 'failed' when this event ends its run."""
-    if not any(f".{kind}." in record.subject for kind in _ENDINGS):
+    if not any(f".{NAMES[cls]}." in record.subject for cls in ENDINGS):
         return None
     fact = record.logged(run)
-    if isinstance(fact, Fact) and isinstance(fact.event, RunCompleted | RunFailed):
+    if isinstance(fact, Fact) and isinstance(fact.event, ENDINGS):
         return "completed" if isinstance(fact.event, RunCompleted) else "failed"
     return None
 
@@ -114,7 +114,7 @@ async def _in_bulk(bus: Bus, run: str, first: int, end: int) -> AsyncGenerator[R
     async with aclosing(bus.stored(run, first - 1, end)) as chunks:
         async for chunk in chunks:
             for sequence, subject, data, reply in chunk:
-                yield Record(sequence, subject, data, _position(reply.decode())[1])
+                yield Record(sequence, subject, data, position(reply.decode()).time_ns)
 
 
 async def _pushed(bus: Bus, run: str, first: int, _: int) -> AsyncGenerator[Record, None]:
@@ -132,25 +132,14 @@ async def _pushed(bus: Bus, run: str, first: int, _: int) -> AsyncGenerator[Reco
                 if message.reply:
                     await bus.publish(message.reply, b"")
                 continue
-            sequence, time_ns = _position(message.reply)
+            sequence, time_ns = position(message.reply)
             yield Record(sequence, message.subject, message.data, time_ns)
 
 
 async def _deliver(bus: Bus, run: str, first: int, inbox: str) -> None:
     """Have the server send the stream to `inbox`, by a consumer that it forgets once nobody listens."""
     stream = names.stream(run)
-    config: dict[str, Any] = {
-        "deliver_subject": inbox,
-        "deliver_policy": "by_start_sequence",
-        "opt_start_seq": first,
-        "ack_policy": "none",
-        "max_deliver": 1,
-        "flow_control": True,
-        "idle_heartbeat": 5_000_000_000,
-        "mem_storage": True,
-        "num_replicas": 1,
-    }
-    asked = msgspec.json.encode({"stream_name": stream, "config": config})
+    asked = pushed_to(inbox, stream, first, HEARTBEAT_S)
     await call(bus, f"CONSUMER.CREATE.{stream}", asked, f"read the log of run '{run}'")
 
 
@@ -160,13 +149,6 @@ async def call(bus: Bus, service: str, data: bytes, what: str) -> dict[str, Any]
     if "error" in answer:
         raise BusError(f"{what}: {answer['error'].get('description', answer['error'])}")
     return answer
-
-
-def _position(reply: str) -> tuple[int, int]:
-    """Number and time from `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<tries>.<n>.<m>.<time>.<left>[.<x>]`."""
-    tokens = reply.split(".")
-    first = 2 if len(tokens) < 11 else 4
-    return int(tokens[first + 3]), int(tokens[first + 5])
 
 
 async def lineage(bus: Bus, run: str) -> tuple[Link, ...]:

@@ -33,19 +33,24 @@ class Restored(NamedTuple):
 
 
 async def restore_file(bus: Bus, blobs: DirectoryBlobs, path: Path, progress: Progress) -> Restored:
-    """Restore `path`; needs the admin credential. UsageError leaves the log as it was."""
+    """`restore_opened` of the archive at `path`, which is checked first."""
     with opened_archive(path) as found:
-        runs = found.manifest.runs
-        for kept in runs:
-            check_config(kept.run, kept.stream)
-        missing = [kept for kept in runs if not await _present(bus, found, kept)]
-        count = _put_blobs(found, blobs, progress)
-        for kept in missing:
-            await _restore(bus, found, kept, progress)
+        return await restore_opened(bus, blobs, found, progress)
+
+
+async def restore_opened(bus: Bus, blobs: DirectoryBlobs, found: Opened, progress: Progress) -> Restored:
+    """Restore an archive that was checked; needs the admin credential. UsageError leaves the log as it was."""
+    runs = found.manifest.runs
+    for kept in runs:
+        check_config(kept.run, kept.stream)
+    missing = [kept for kept in runs if not await _present(bus, found, kept)]
+    count = _put_blobs(found, blobs, progress)
+    for kept in missing:
+        await _restore(bus, found, kept, progress)
     last = runs[-1]
     entry = await bus.find_run(last.run)
     if entry is not None and _without_archive(entry):
-        await bus.change_entry(last.run, archive=recorded(path, member(path), found.manifest))
+        await bus.change_entry(last.run, archive=recorded(found.path, member(found.path), found.manifest))
     return Restored(found.manifest, tuple(kept.run for kept in missing), count)
 
 

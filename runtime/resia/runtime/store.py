@@ -14,7 +14,7 @@ from resia.events.subjects import check_run
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .protocol import IMPORTING, REMOVED, RunEntry
-from .server import READER, Access
+from .server import READER, Access, EmbeddedServer
 from .snapshots import Snapshots
 from .tenancy import Serving, shared, sole
 from .witness import Witness
@@ -102,6 +102,22 @@ async def opened(store: Store, *, administrate: bool = False) -> AsyncIterator[B
             yield bus
         finally:
             await bus.close()
+
+
+@asynccontextmanager
+async def apart(folder: Path, *, durable: bool = True) -> AsyncIterator[Bus]:
+    """The log in `folder` as admin, on a server that nobody else can reach: its logins are new. See EmbeddedServer."""
+    server = EmbeddedServer(folder, durable=durable, known=False)
+    access = server.start()
+    try:
+        bus = await connect(access.url, *access.login("admin"))
+        try:
+            await bus.create_registry()
+            yield bus
+        finally:
+            await bus.close()
+    finally:
+        server.stop()
 
 
 async def require_run(bus: Bus, run: str) -> None:

@@ -14,11 +14,16 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
+from resia.events.errors import ResiaError
+
 from .permissions import Access
 from .server import LOCK, READY_S, EmbeddedServer, StoreInUse, locked, running_access, yields
 
 WANTED = "wanted"
 _LOOK_S = 0.2
+_log = structlog.get_logger()
 _SETTLE_S = 1.0  # a server that was just started may not say yet that it yields
 
 
@@ -94,13 +99,19 @@ class _Tenant:
         """Keep the server alive, give it up where it is wanted, start it where nobody else does."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            wanted = locked(self._folder / WANTED)
-            if self._server is not None and wanted and self._gives_up:
-                self.leave()
-            elif self._server is not None:
-                self._server.revive()
-            elif not wanted and not locked(self._folder / LOCK):
-                self._start()
+            try:
+                self._look()
+            except ResiaError as cause:  # the connection says so too once it gives up; until then it may get better
+                _log.warning("no server for the readers", store=str(self._folder), error=str(cause))
+
+    def _look(self) -> None:
+        wanted = locked(self._folder / WANTED)
+        if self._server is not None and wanted and self._gives_up:
+            self.leave()
+        elif self._server is not None:
+            self._server.revive()
+        elif not wanted and not locked(self._folder / LOCK):
+            self._start()
 
     def leave(self) -> None:
         """Stop the server where it is this reader's."""

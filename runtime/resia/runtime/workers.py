@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +15,10 @@ from . import plugin_find
 from .blobs import DirectoryBlobs
 from .grants import admit
 from .permissions import inbox
-from .plugin import check_emits, check_role
+from .plugin import check_emits, check_name, check_role
 from .plugin_find import Found, Listed
 from .resources import Resources
 from .roles import ROLE_NAMES, role
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 
 
 def find(target: str) -> Found:
@@ -55,9 +52,7 @@ def granted(
         declared = find(name).declared
         named, program, kinds = declared.role, declared.name, declared.writes
     else:
-        named, kinds = str(role_name), tuple(emits)
-        if not _NAME.fullmatch(program):
-            raise UsageError(f"a program cannot be called '{program[:80]}': take letters, digits, '_' and '-'")
+        named, program, kinds = str(role_name), check_name(program, "program"), tuple(emits)
         check_emits(check_role(named), kinds)
     access, grant = admit(folder, named, program, kinds)
     return {
