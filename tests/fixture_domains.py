@@ -6,31 +6,20 @@ Every answer is one digit. The model is built, not taught: a table of which byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from resia.agents import rollout, taskwork
-from resia.agents.ports import AgentPorts, Json, Ran, Sandbox, Tool
-from resia.domains.base import Answer, Domain, Item, Parameter, Reference, Score, TaskSpec, Value
+from resia.agents.ports import Json, Ran, Sandbox, Tool
+from resia.domains.base import Answer, Item, Parameter, Reference, Score, TaskSpec, Value
 from resia.events import (
-    ControlRequested,
     ControlScore,
-    Event,
-    Fact,
-    RolloutRecorded,
-    RolloutsRequested,
-    ShardSampled,
     Split,
-    Trajectory,
-    decode_trajectory,
 )
-from resia.events.ids import seed_for, sha256
-from resia.replay.state import RunState
-from resia.runtime.worker import Role
+from resia.events.ids import sha256
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 DIGITS = tuple(range(10))
@@ -172,22 +161,24 @@ class Hopeless(Digits):
 
 
 class DenseSteps(Digits):
-    """Six steps, in each of which half of the digits are right: the odd and the even ones in turn."""
+    """Six steps, in each of which half of the digits are right: the odd and the even ones in turn.
+
+    Implements `resia.domains.base.Stepwise`.
+    """
 
     Options = Sizes
 
     def __init__(self, sizes: Sizes) -> None:
-        super().__init__("dense_steps", odd, sizes)
+        super().__init__("dense_steps", odd, sizes, steps=STEPS)
 
-    def step(self, number: int) -> Digits:
-        """Step `number` as a domain of one turn, with prompts of its own."""
-        made = DenseSteps(Sizes(*(len(self._items[split]) for split in SPLITS)))
-        made._pays = lambda split, item, digit: odd(split, item, digit + number)
-        made._items = {
-            split: tuple(Item(i.id, split, f"{i.prompt} step {number}") for i in items)
-            for split, items in self._items.items()
-        }
-        return made
+    def observe(self, item: str, answers: Sequence[Answer]) -> str | None:
+        return f"step {len(answers)}"
+
+    def score_steps(self, item: str, answers: Sequence[Answer]) -> Score:
+        """A sixth of the reward in each step."""
+        split, number = self._places[item]
+        won = [odd(split, number, int(answer["pick"]) + step)[0] / STEPS for step, answer in enumerate(answers)]
+        return Score(sum(won), sum(won) > 0.6, None, "", {"reward": sum(won)}, tuple(won))
 
 
 FIXTURES = {
@@ -209,74 +200,6 @@ def install(folder: Path) -> Path:
     points = [f"{name} = {__name__}:{cls.__name__}" for name, cls in FIXTURES.items()]
     (info / "entry_points.txt").write_text("\n".join(["[resia.domains]", *points, ""]))
     return folder
-
-
-# -- six steps a rollout ---------------------------------------------------------------------------------------------
-
-
-class Part(NamedTuple):
-    """One step of a shard: its rollouts, and the fact that closes them."""
-
-    rollouts: list[RolloutRecorded]
-    closing: ShardSampled
-
-
-def sample_steps(state: RunState, fact: Fact, domain: DenseSteps, ports: AgentPorts) -> Iterator[list[Event]]:
-    """Perform RolloutsRequested in six turns a rollout, each of them sampled and scored by the Task-Agent itself.
-
-    A `Domain` has no way yet to answer a turn and go on, so this is what a Task worker of a user's own would do.
-    """
-    parts = [_part(state, fact, domain, ports, number) for number in range(STEPS)]
-    joined = [_joined(ports, *steps) for steps in zip(*(part.rollouts for part in parts), strict=True)]
-    prompts, completions = (
-        sum(getattr(part.closing, name) for part in parts) for name in ("prompt_tokens", "completion_tokens")
-    )
-    closing = msgspec.structs.replace(parts[0].closing, prompt_tokens=prompts, completion_tokens=completions)
-    yield [*joined, closing]
-
-
-def _part(state: RunState, fact: Fact, domain: DenseSteps, ports: AgentPorts, number: int) -> Part:
-    event = fact.event
-    assert isinstance(event, RolloutsRequested)
-    slots = tuple(msgspec.structs.replace(s, seed=seed_for(s.seed, "step", number)) for s in event.slots)
-    asked = msgspec.structs.replace(fact, event=msgspec.structs.replace(event, slots=slots))
-    ((*rollouts, closing),) = rollout.sample_shard(state, asked, domain.step(number), ports)
-    assert isinstance(closing, ShardSampled)
-    restored = zip(event.slots, rollouts, strict=True)
-    return Part([msgspec.structs.replace(r, seed=slot.seed) for slot, r in restored], closing)
-
-
-def _joined(ports: AgentPorts, *steps: RolloutRecorded) -> RolloutRecorded:
-    """One rollout of its steps: a sixth of the reward in each."""
-    parts = [decode_trajectory(ports.blobs.get(step.trajectory)) for step in steps]
-    turns = tuple(msgspec.structs.replace(t, reward=t.reward / STEPS) for part in parts for t in part.turns)
-    answer = "; ".join(part.answer for part in parts)
-    whole = Trajectory(parts[0].item, steps[0].seed, parts[0].temperature, turns, answer)
-    reward = sum(turn.reward for turn in turns)
-    return msgspec.structs.replace(
-        steps[0],
-        reward=reward,
-        success=reward > 0.6,
-        metrics={"reward": reward},
-        answer=answer,
-        step_rewards=tuple(turn.reward for turn in turns),
-        prompt_tokens=sum(step.prompt_tokens for step in steps),
-        completion_tokens=sum(step.completion_tokens for step in steps),
-        trajectory=ports.blobs.put(whole.encoded(), rollout.TRAJECTORY_MEDIA),
-        reused=False,
-    )
-
-
-def stepwise(role: Role, ports_of: Callable[[RunState], AgentPorts], domain: Domain) -> Role:
-    """The Task role with `sample_steps` in the place of its own sampling."""
-    assert isinstance(domain, DenseSteps)
-
-    def perform(state: RunState, fact: Fact) -> Iterator[list[Event]]:
-        if isinstance(fact.event, ControlRequested):
-            return rollout.measure_controls(fact, domain)
-        return sample_steps(state, fact, domain, ports_of(state))
-
-    return Role(role.name, taskwork.DECIDES, role.decide, role.performs, perform)
 
 
 class Remembering:

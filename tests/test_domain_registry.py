@@ -12,15 +12,28 @@ from resia.events.errors import UnknownName, UsageError
 
 PLUG_IN = """
 import msgspec
+from resia.domains.base import TaskSpec
 
 class Settings(msgspec.Struct, frozen=True):
     size: int = 1
 
 class Toy:
     Options = Settings
+    digest = "d" * 64
+    spec = TaskSpec("toy", "Play.", "play", (), (), (), "mean")
+    items = parse = render = score = controls = lambda *asked: ()
 
     def __init__(self, options):
         self.options = options
+
+class Long(Toy):
+    spec = msgspec.structs.replace(Toy.spec, steps=3)
+
+class Half:
+    Options, spec, items = Settings, Toy.spec, Toy.items
+
+    def __init__(self, options):
+        pass
 """
 
 
@@ -33,6 +46,7 @@ def plug_in(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-domain\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[resia.domains]\ntoy = toy_domain_for_tests:Toy\nbroken = toy_domain_for_tests:Absent\n"
+        "half = toy_domain_for_tests:Half\nlong = toy_domain_for_tests:Long\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -82,6 +96,14 @@ def test_a_plug_in_is_found_and_given_its_options():
 def test_a_plug_in_that_cannot_be_imported_is_named():
     with pytest.raises(UsageError, match="domain 'broken' of the package toy_domain_for_tests:Absent"):
         load_domain("broken", {})
+
+
+@pytest.mark.usefixtures("plug_in")
+def test_a_plug_in_that_is_no_whole_domain_is_told_what_it_lacks():
+    with pytest.raises(UsageError, match="domain 'half' has no digest, parse, render, score, controls: see"):
+        load_domain("half", {})
+    with pytest.raises(UsageError, match="domain 'long' takes 3 answers a rollout, so it needs observe and score_ste"):
+        load_domain("long", {})
 
 
 def test_the_registry_imports_no_domain():

@@ -250,9 +250,14 @@ def test_a_damaged_adapter_is_named(engine, adapter, tmp_path, damage):
         engine.generate(PROMPTS[:1], WARM, [1], path)
 
 
-def test_a_prompt_without_room_is_refused_with_its_lengths(engine):
-    with pytest.raises(ModelError, match=r"prompt of \d+ tokens and 20 new ones do not fit the 256 tokens of tiny"):
-        engine.generate([[Message("user", "x" * CONTEXT)]], WARM, [1], None)
+def test_a_prompt_without_room_is_not_sampled_and_leaves_the_others_as_they_are(engine):
+    long, short = [Message("user", "x" * CONTEXT)], PROMPTS[0]
+    (alone,) = engine.generate([short], WARM, [7], None)
+    full, beside = engine.generate([long, short], WARM, [1, 7], None)
+    assert (full.finish, full.token_ids, full.text) == ("context", (), "")
+    assert len(full.prompt_ids) > CONTEXT
+    assert (beside.prompt_ids, beside.token_ids) == (alone.prompt_ids, alone.token_ids)
+    assert [row.finish for row in engine.generate([long, long], WARM, [1, 2], None)] == ["context"] * 2
 
 
 def test_every_prompt_needs_a_seed(engine):

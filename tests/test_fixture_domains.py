@@ -184,10 +184,6 @@ async def play(bus: Bus, run: str, case: Case, resources: Resources, model: Path
     await bus.create_run(run)
     await bus.append(run, [Clerk(run, "user", "test", "0", time.time).genesis(request)])
     roles = {name: role(name, resources, lambda _: lambda _: None) for name in ROLE_NAMES}
-    if case.domain == "dense_steps":
-        roles["task"] = fixture_domains.stepwise(
-            roles["task"], lambda _: resources.agent_ports(request, lambda _: None), resources.domain(request)
-        )
     workers = [Worker(bus, roles[name], Clerk(run, name, f"{name}-1", "0", time.time)) for name in ROLE_NAMES]
     await asyncio.wait_for(asyncio.gather(*(worker.serve() for worker in workers)), LIMIT_S)
     log = await read_log(bus, run)

@@ -7,10 +7,12 @@ import pytest
 from scripted import GOOD, MANIFEST, CountingDomain, ScriptedEngine, Tape, confined, ports, small_domain
 
 from given import clerk, requested
-from resia.agents import rollout
+from resia.agents import episode, rollout
+from resia.agents.ports import Completion
 from resia.agents.proposing import first_harness
 from resia.agents.sources import repairing_dispatch, tolerant_extraction
 from resia.agents.taskwork import _shards
+from resia.domains.base import Score
 from resia.events import (
     Blob,
     Candidate,
@@ -18,6 +20,7 @@ from resia.events import (
     ControlMeasured,
     ControlRequested,
     EvaluationRequested,
+    Message,
     RolloutFailed,
     RolloutRecorded,
     RolloutsRequested,
@@ -244,6 +247,132 @@ def test_invalid_answers_are_never_scored(sandbox, blobs):
     assert not bench.domain.scored
 
 
+# -- several steps ---------------------------------------------------------------------------------------------------
+
+
+class Guessing:
+    """Three answers a rollout at most; the agent is told of each how far along it is, and a 12 ends it.
+
+    Implements `resia.domains.base.Stepwise` by the denoising tool's `knn`, which is worth as much as it says.
+    """
+
+    def __init__(self, earns=lambda answers: tuple(a["knn"] / 100 for a in answers)) -> None:
+        self.spec = msgspec.structs.replace(DOMAIN.spec, steps=3)
+        self.digest, self._earns = "g" * 64, earns
+        self.scored: list[tuple[int, ...]] = []
+
+    def __getattr__(self, name):
+        return getattr(DOMAIN, name)
+
+    def score(self, item, answer):
+        raise AssertionError("a rollout of several answers is scored whole")
+
+    def observe(self, item, answers):
+        return None if answers[-1]["knn"] == 12 else f"told {len(answers)} of {item}"
+
+    def score_steps(self, item, answers):
+        self.scored.append(tuple(a["knn"] for a in answers))
+        steps = self._earns(answers)
+        return Score(sum(steps), False, None, "", {}, steps)
+
+
+def says_in_turn(*texts):
+    """Each text is the answer to the item's prompt, to what is told first, and so on."""
+    return lambda prompt, _: texts[int(prompt.split()[1]) if prompt.startswith("told") else 0]
+
+
+def guess(sandbox, blobs, says, domain=None, slots=SEARCH[:1], **policy):
+    changed = msgspec.structs.replace(HARNESS.retry_policy, **policy)
+    bench = Bench(sandbox, blobs, msgspec.structs.replace(HARNESS, retry_policy=changed), domain or Guessing())
+    engine = ScriptedEngine(says)
+    return bench.sample(engine, slots), engine
+
+
+def test_each_answer_is_given_in_the_light_of_what_was_told_of_those_before(sandbox, blobs):
+    (found, _), engine = guess(sandbox, blobs, says_in_turn("knn=3", "knn=5", "knn=8"))
+    first, second, third = turns(blobs, found)
+    item = SEARCH[0].item
+    assert second.messages == (*first.messages, Message("assistant", "knn=3"), Message("user", f"told 1 of {item}"))
+    assert third.messages == (*second.messages, Message("assistant", "knn=5"), Message("user", f"told 2 of {item}"))
+    assert found.step_rewards == (0.03, 0.05, 0.08)
+    assert found.reward == pytest.approx(0.16)
+    assert [line.split()[0] for line in found.answer.splitlines()] == ["knn=3", "knn=5", "knn=8"]
+    seed = SEARCH[0].seed
+    assert [seeds for _, seeds, _ in engine.calls] == [
+        (seed,),
+        (seed_for(seed, "step", 1),),
+        (seed_for(seed, "step", 2),),
+    ]
+
+
+def test_a_rollout_ends_where_nothing_more_is_told_and_the_others_go_on(sandbox, blobs):
+    def says(prompt, seed):
+        return "knn=12" if seed == SEARCH[0].seed else "knn=3"
+
+    recorded, engine = guess(sandbox, blobs, says, slots=SEARCH)
+    assert [len(r.step_rewards) for r in recorded[:-1]] == [1, 3, 3]
+    assert [len(seeds) for _, seeds, _ in engine.calls] == [3, 2, 2]
+
+
+def test_a_step_that_was_tried_again_earns_at_the_turn_that_answered(sandbox, blobs):
+    item, seed = SEARCH[0].item, SEARCH[0].seed
+    again = seed_for(seed_for(seed, "step", 1), "attempt", 1)
+
+    def says(prompt, drawn):
+        return "hm" if prompt == f"told 1 of {item}" and drawn != again else "knn=4"
+
+    domain = Guessing()
+    (found, _), _ = guess(sandbox, blobs, says, domain, attempts=2)
+    assert [turn.failure for turn in turns(blobs, found)] == ["", "parse", "", ""]
+    assert found.step_rewards == (0.04, 0.0, 0.04, 0.04)
+    assert turns(blobs, found)[1].messages == turns(blobs, found)[2].messages  # what was not understood is not told
+    assert domain.scored == [(4, 4, 4)]
+
+
+def test_a_rollout_that_fails_at_any_step_is_worth_nothing(sandbox, blobs):
+    domain = Guessing()
+    (found, _), _ = guess(sandbox, blobs, says_in_turn("knn=3", "hm"), domain)
+    assert (found.failure, found.reward, found.answer, found.step_rewards) == ("parse", 0.0, "", (0.0, 0.0))
+    assert domain.scored == []
+
+
+def test_a_dialogue_that_outgrows_the_context_is_cut_off_and_a_prompt_that_does_is_no_rollout(sandbox, blobs):
+    class Narrow(ScriptedEngine):
+        def generate(self, prompts, *rest):
+            found = super().generate(prompts, *rest)
+            none = Completion((1,) * 900, (), (), "", "context")
+            return [none if len(prompt) > most else c for prompt, c in zip(prompts, found, strict=True)]
+
+    bench, most = Bench(sandbox, blobs, domain=Guessing()), 2
+    found, _ = bench.sample(Narrow(says_in_turn("knn=3", "knn=5", "knn=8")), SEARCH[:1])
+    assert (found.failure, found.reward, len(turns(blobs, found))) == ("truncation", 0.0, 1)
+    assert found.detail == "900 tokens of dialogue leave the model no room for an answer"
+    most = 1
+    lost, _ = bench.sample(Narrow(lambda *_: GOOD), SEARCH[:1])
+    assert (type(lost), lost.error) == (RolloutFailed, found.detail)
+
+
+def test_the_same_answers_are_scored_once_and_keep_what_each_step_earned(sandbox, blobs):
+    bench = Bench(sandbox, blobs, domain=Guessing())
+    says = says_in_turn("knn=3", "knn=5", "knn=8")
+    first, second = (bench.sample(ScriptedEngine(says), SEARCH[:1])[0] for _ in range(2))
+    assert (first.reused, second.reused) == (False, True)
+    assert first.step_rewards == second.step_rewards
+    assert bench.domain.scored == [(3, 5, 8)]
+
+
+def test_a_scorer_that_breaks_is_infrastructure(sandbox, blobs):
+    def earns(answers):
+        raise ZeroDivisionError("no cells")
+
+    for domain, why in (
+        (Guessing(earns), f"scoring item '{SEARCH[0].item}' failed: ZeroDivisionError: no cells"),
+        (Guessing(lambda _: (0.5,)), "denoising gave 1 step rewards for 3 answers"),
+    ):
+        (lost, _), _ = guess(sandbox, blobs, says_in_turn("knn=3", "knn=5", "knn=8"), domain)
+        assert (type(lost), lost.error) == (RolloutFailed, why)
+
+
 # -- infrastructure --------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +439,7 @@ def test_the_trajectory_holds_all_that_was_said(sandbox, blobs):
     (turn,) = stored.turns
     assert (stored.item, stored.seed, stored.answer) == (found.item, found.seed, GOOD)
     prompt = next(prompt for prompt, item in PROMPTS.items() if item == found.item)
-    assert turn.messages == rollout.chat(HARNESS, prompt)
+    assert turn.messages == episode.chat(HARNESS, prompt)
     assert turn.completion_ids == tuple(GOOD.encode()[:64])
     assert len(turn.logprobs) == len(turn.completion_ids) == found.completion_tokens
     assert found.prompt_tokens == len(turn.prompt_ids)

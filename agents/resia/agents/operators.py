@@ -98,8 +98,8 @@ def _demonstrate_best(harness: Harness, domain: Domain, view: SearchView) -> Har
             known_answer = any(seen.answer == c.answer for c in chosen)
             if len(chosen) < MAX_EXAMPLES and not known_item and not (distinct and known_answer):
                 chosen.append(seen)
-    # The best last: a small model copies what stands nearest.
-    examples = tuple(Example(s.prompt, s.answer) for s in reversed(chosen))
+    # The best last: a small model copies what stands nearest. A prompt is answered by the first step.
+    examples = tuple(Example(s.prompt, s.answer.partition("\n")[0]) for s in reversed(chosen))
     return _with_prompt(harness, examples=examples) if examples else harness
 
 

@@ -11,6 +11,7 @@ import msgspec
 from resia.events import Blobs, Manifest, Message
 
 Json = Any
+NO_ROOM = "context"
 Tool = Callable[[dict[str, Json]], Json]
 
 
@@ -24,7 +25,8 @@ class Sampling(msgspec.Struct, frozen=True):
 
 class Completion(msgspec.Struct, frozen=True):
     """One completion. `token_ids` include the token that stopped it; `logprobs` (same length, natural log) are of
-    softmax(logits / temperature), at temperature 1 when greedy. `finish` is stop or length."""
+    softmax(logits / temperature), at temperature 1 when greedy. `finish` is stop, length, or context: the prompt leaves
+    no room for as many new tokens as were asked for, and nothing was sampled."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]

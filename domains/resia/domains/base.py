@@ -6,12 +6,13 @@ tool's observation may carry it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from resia.events import ControlScore, Failure, Split
+from resia.events.errors import BoundaryError
 
 Value = str | int | float | bool
 Answer = Mapping[str, Value]
@@ -36,7 +37,8 @@ class Reference(msgspec.Struct, frozen=True):
 
 class TaskSpec(msgspec.Struct, frozen=True):
     """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end; `ordinal`:
-    rewards only rank; `binary`: they are 0 or 1."""
+    rewards only rank; `binary`: they are 0 or 1. `steps`: the most answers of a rollout; over 1 the domain is
+    `Stepwise`."""
 
     name: str
     instruction: str
@@ -47,6 +49,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     objective: Literal["mean", "max"]
     ordinal: bool = False
     binary: bool = False
+    steps: int = 1
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -61,6 +64,7 @@ class Score(msgspec.Struct, frozen=True):
     """A scored answer. `reward` in [0, 1] is what the loop optimises; `success`: beats the reference on the item.
 
     `failure` None means valid; an invalid answer has reward 0 and its class. `metrics` hold every score by name.
+    `steps`: what each answer of a rollout of several earned; empty where all of it is the last one's.
     """
 
     reward: float
@@ -68,6 +72,7 @@ class Score(msgspec.Struct, frozen=True):
     failure: Failure | None
     detail: str
     metrics: dict[str, float]
+    steps: tuple[float, ...] = ()
 
 
 class Domain(Protocol):
@@ -99,3 +104,38 @@ class Domain(Protocol):
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         """Fixed controls on every split, and random search that may score `budget` (answer, search item) pairs."""
         ...
+
+
+@runtime_checkable
+class Stepwise(Domain, Protocol):
+    """A domain whose rollouts take several answers, each given in the light of what came of those before.
+
+    The dialogue is the item's prompt, an answer, what `observe` says to it, the next answer, and so on.
+    """
+
+    def observe(self, item: str, answers: Sequence[Answer]) -> str | None:
+        """What the agent is told after `answers`, one or more, before it gives the next; None: that was the last.
+
+        It may not carry gold. Not asked after `spec.steps` answers.
+        """
+        ...
+
+    def score_steps(self, item: str, answers: Sequence[Answer]) -> Score:
+        """The score of a whole rollout, with as many `steps` as `answers`, or none."""
+        ...
+
+
+def following(domain: Domain, item: str, answers: Sequence[Answer]) -> str | None:
+    """What is said to the agent before its next answer; None when there is none to give."""
+    return domain.observe(item, answers) if isinstance(domain, Stepwise) else None
+
+
+def scored(domain: Domain, item: str, answers: Sequence[Answer]) -> Score:
+    """The score of a rollout of any domain; BoundaryError when its steps are not those of the answers."""
+    if not isinstance(domain, Stepwise):
+        (answer,) = answers
+        return domain.score(item, answer)
+    score = domain.score_steps(item, answers)
+    if score.steps and len(score.steps) != len(answers):
+        raise BoundaryError(f"{domain.spec.name} gave {len(score.steps)} step rewards for {len(answers)} answers")
+    return score

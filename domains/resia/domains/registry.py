@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from resia.domains.base import Domain
+from resia.domains.base import Domain, Stepwise
 from resia.events.errors import UnknownName, UsageError
 
 GROUP = "resia.domains"
@@ -43,7 +43,18 @@ def load_domain(name: str, options: Mapping[str, object]) -> Domain:
     for option in options:
         if option not in known:
             raise UnknownName(f"option of the {name} domain", option, known)
-    return factory(_checked(name, factory.Options, options))
+    return _whole(name, factory(_checked(name, factory.Options, options)))
+
+
+def _whole(name: str, domain: Domain) -> Domain:
+    """`domain`, if it has all that the agents will ask of it."""
+    lacking = [member for member in vars(Domain) if not member.startswith("_") and not hasattr(domain, member)]
+    if lacking:
+        raise UsageError(f"domain '{name}' has no {', '.join(lacking)}: see resia.domains.base.Domain")
+    if domain.spec.steps > 1 and not isinstance(domain, Stepwise):
+        steps = domain.spec.steps
+        raise UsageError(f"domain '{name}' takes {steps} answers a rollout, so it needs observe and score_steps")
+    return domain
 
 
 def _checked(name: str, kind: type[msgspec.Struct], options: Mapping[str, object]) -> msgspec.Struct:

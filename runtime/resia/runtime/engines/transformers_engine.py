@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from resia.agents.ports import Completion, Sampling
+from resia.agents.ports import NO_ROOM, Completion, Sampling
 from resia.events import EngineSettings, Manifest, Message
 from resia.events.errors import ModelError, boundary
 from resia.runtime.assets import model_digest
@@ -77,7 +77,7 @@ class TransformersEngine:
         adapter: Path | None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """See `Engine.generate`. Raises ModelError, also for a prompt that leaves no room for `max_new_tokens`."""
+        """See `Engine.generate`."""
         if len(prompts) != len(seeds):
             raise ModelError(f"{len(prompts)} prompts came with {len(seeds)} seeds; give one seed a prompt")
         if not prompts:
@@ -85,11 +85,27 @@ class TransformersEngine:
         key = self._adapters.use(adapter)
         with boundary(ModelError, f"model {self._settings.model} failed to generate"), torch.inference_mode():
             encoded = self._encode(prompts)
-            self._check_room(encoded, sampling.max_new_tokens)
-            shared = common_prefix(encoded)
-            prefix = self._prefix(key, encoded[0][:shared])
-            decoding = Decoding(self._model, prefix, [row[shared:] for row in encoded], sampling.max_new_tokens)
-            return self._decode(decoding, encoded, sampling, seeds, on_tokens)
+            room = self._model.config.max_position_embeddings - sampling.max_new_tokens
+            rows = [row for row, tokens in enumerate(encoded) if len(tokens) <= room]
+            some = [encoded[row] for row in rows], [seeds[row] for row in rows]
+            sampled = dict(zip(rows, self._sample(key, *some, sampling, on_tokens), strict=True))
+            none = [Completion(tuple(tokens), (), (), "", NO_ROOM) for tokens in encoded]
+            return [sampled.get(row, none[row]) for row in range(len(encoded))]
+
+    def _sample(
+        self,
+        adapter: str,
+        encoded: list[list[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        on_tokens: Callable[[int], None] | None,
+    ) -> list[Completion]:
+        if not encoded:
+            return []
+        shared = common_prefix(encoded)
+        prefix = self._prefix(adapter, encoded[0][:shared])
+        decoding = Decoding(self._model, prefix, [row[shared:] for row in encoded], sampling.max_new_tokens)
+        return self._decode(decoding, encoded, sampling, seeds, on_tokens)
 
     def _encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each prompt in the model's chat format, open for the assistant's turn."""
@@ -99,14 +115,6 @@ class TransformersEngine:
                 chat = [{"role": message.role, "content": message.content} for message in prompt]
                 known[prompt] = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         return [known[tuple(prompt)] for prompt in prompts]
-
-    def _check_room(self, encoded: list[list[int]], max_new_tokens: int) -> None:
-        longest, context = max(map(len, encoded)), self._model.config.max_position_embeddings
-        if longest + max_new_tokens > context:
-            raise ModelError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the {context} tokens "
-                f"of {self._settings.model}"
-            )
 
     def _prefix(self, adapter: str, tokens: list[int]) -> Prefix | None:
         """Keys and values of the shared tokens, kept from call to call for a few (adapter, tokens)."""
