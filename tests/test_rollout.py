@@ -30,7 +30,7 @@ from resia.events import (
     encode,
 )
 from resia.events.codec import MAX_EVENT_BYTES
-from resia.events.errors import BlobError
+from resia.events.errors import BlobError, ModelError
 from resia.events.ids import seed_for
 from resia.runtime.blobs import DirectoryBlobs
 
@@ -371,6 +371,108 @@ def test_a_scorer_that_breaks_is_infrastructure(sandbox, blobs):
     ):
         (lost, _), _ = guess(sandbox, blobs, says_in_turn("knn=3", "knn=5", "knn=8"), domain)
         assert (type(lost), lost.error) == (RolloutFailed, why)
+
+
+# -- tools in several turns ------------------------------------------------------------------------------------------
+
+LOOK = """
+def dispatch(request, tools):
+    if request.get("t") == 1:
+        return "t=1 is a look: knn=%d would do" % request["knn"]
+    return tools.denoise(**request)
+"""
+ASK = """
+def dispatch(request, tools):
+    for n in range(request["knn"]):
+        text = tools.ask(prompt="which t, %d?" % n)
+    return tools.denoise(knn=1, t=int(text))
+"""
+
+
+def dispatching(sandbox, blobs, source, says, slots=SEARCH[:1], broken=0, **policy):
+    changed = msgspec.structs.replace(HARNESS.retry_policy, **policy)
+    harness = msgspec.structs.replace(HARNESS, tool_dispatch=source, retry_policy=changed)
+    engine = ScriptedEngine(says, broken=broken)
+    return Bench(sandbox, blobs, harness).sample(engine, slots), engine
+
+
+def test_an_observation_is_told_to_the_model_which_then_answers(sandbox, blobs):
+    def says(prompt, _):
+        return "knn=7 t=3" if "is a look" in prompt else "knn=5 t=1"
+
+    (found, _), engine = dispatching(sandbox, blobs, LOOK, says, tool_turns=1)
+    look, answer = turns(blobs, found)
+    assert found.failure is None
+    assert found.answer.startswith("knn=7 t=3")
+    told = Message("user", "t=1 is a look: knn=5 would do")
+    assert answer.messages == (*look.messages, Message("assistant", "knn=5 t=1"), told)
+    assert found.step_rewards == (0.0, found.reward)
+    assert found.prompt_tokens == len(look.prompt_ids) + len(answer.prompt_ids)
+    assert [seeds for _, seeds, _ in engine.calls] == [(SEARCH[0].seed,), (seed_for(SEARCH[0].seed, "step", 1),)]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_only_so_many_turns_may_end_in_an_observation(sandbox, blobs, limit):
+    (found, _), engine = dispatching(sandbox, blobs, LOOK, lambda *_: "knn=5 t=1", tool_turns=limit)
+    assert (found.failure, found.reward) == ("tool_error", 0.0)
+    assert len(engine.calls) == limit + 1
+    assert ("tool_turns" if limit else "and no answer") in found.detail
+
+
+def test_a_long_observation_is_cut(sandbox, blobs):
+    endless = "def dispatch(request, tools): return 'x' * 500_000"
+    (found, _), _ = dispatching(sandbox, blobs, endless, lambda *_: GOOD, tool_turns=1)
+    assert len(turns(blobs, found)[1].messages[-1].content) < 5000
+
+
+def test_dispatch_asks_the_model_and_every_question_is_recorded_and_paid_for(sandbox, blobs):
+    def says(prompt, seed):
+        return "3" if prompt.startswith("which t") else "knn=2"
+
+    (found, _), engine = dispatching(sandbox, blobs, ASK, says, asks=2)
+    (turn,) = turns(blobs, found)
+    assert found.failure is None
+    assert found.answer.startswith("knn=1 t=3")
+    assert [(c.name, c.arguments, c.result) for c in turn.calls[:2]] == [
+        ("ask", f'{{"prompt": "which t, {n}?"}}', '"3"') for n in range(2)
+    ]
+    assert turn.calls[2].name == "denoise"
+    assert found.prompt_tokens == 3 * 3  # the engine's prompts have three tokens each
+    assert found.completion_tokens == len("knn=2") + 2 * len("3")
+    assert len({seeds for _, seeds, _ in engine.calls}) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (ASK, "ask was called 3 times in a rollout and the policy allows 2"),
+        ("def dispatch(request, tools): return tools.ask(request)", "positional"),
+        ("def dispatch(request, tools): return tools.ask(prompt=1)", "ask takes prompt, a text"),
+    ],
+)
+def test_a_question_too_many_or_without_a_prompt_is_the_harness_fault(sandbox, blobs, source, why):
+    (found, _), _ = dispatching(sandbox, blobs, source, lambda *_: "knn=3", asks=2)
+    assert (found.failure, found.reward) == ("tool_error", 0.0)
+    assert why in found.detail
+
+
+def test_without_asks_there_is_nothing_to_ask(sandbox, blobs):
+    (found, _), engine = dispatching(sandbox, blobs, ASK, lambda *_: "knn=1")
+    assert (found.failure, len(engine.calls)) == ("tool_error", 1)
+
+
+def test_a_model_that_is_gone_when_it_is_asked_is_no_wrong_answer(sandbox, blobs):
+    class Mute(ScriptedEngine):
+        def generate(self, prompts, *rest):
+            if prompts[0][-1].content.startswith("which t"):
+                raise ModelError("the model is gone")
+            return super().generate(prompts, *rest)
+
+    harness = msgspec.structs.replace(
+        HARNESS, tool_dispatch=ASK, retry_policy=msgspec.structs.replace(HARNESS.retry_policy, asks=2)
+    )
+    lost, _ = Bench(sandbox, blobs, harness).sample(Mute(lambda *_: "knn=1"), SEARCH[:1])
+    assert (type(lost), lost.error) == (RolloutFailed, "the model is gone")
 
 
 # -- infrastructure --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ place (`_failure`); what an answer is worth is not (see `rollout`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from resia.domains.base import Domain, Value, following
@@ -15,22 +15,23 @@ from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Spl
 from resia.events.errors import ModelError, SandboxError
 from resia.events.ids import seed_for
 
-from .ports import NO_ROOM, AgentPorts, Completion, Json, Sampling
+from .desk import DETAIL_CHARS, TEXT_LIMIT, Desk, Shard, questions, sample
+from .ports import NO_ROOM, Completion, Json
 
-ENGINE_TRIES = 2
-DETAIL_CHARS = 300
-TEXT_LIMIT = 100_000
+OBSERVATION_CHARS = 4_000
 _REFUSALS = ("i cannot", "i can't", "i'm sorry", "i am sorry", "as an ai")
 
 
 class Read(NamedTuple):
-    """What became of one completion: the answer (None: none), or how it failed."""
+    """What became of one completion: the answer, or an observation that the model is to be told (`told`), or how it
+    failed."""
 
     answer: dict[str, Value] | None
     failure: Failure | None
     detail: str
     request: str = ""
     calls: tuple[ToolCall, ...] = ()
+    told: str | None = None
 
 
 class Episode(NamedTuple):
@@ -47,21 +48,28 @@ class Episode(NamedTuple):
     answered: tuple[int, ...] = ()
     over: bool = False
 
+    @property
+    def observations(self) -> int:
+        """Turns that ended in an observation of dispatch's: neither an answer nor a failure."""
+        return sum(not turn.failure for turn in self.turns) - len(self.answers)
 
-def play(event: RolloutsRequested, harness: Harness, domain: Domain, ports: AgentPorts) -> list[Episode]:
+
+def play(shard: Shard) -> list[Episode]:
     """Every slot's rollout to its end, in the order of the slots. Raises BoundaryError when engine or sandbox broke."""
+    event, harness, domain, _ = shard
     prompts = {item.id: item.prompt for split in _splits(event) for item in domain.items(split)}
     episodes = [Episode(slot, chat(harness, prompts[slot.item])) for slot in event.slots]
-    for step in range(domain.spec.steps):
+    # Every move of a rollout is an answer or an observation, of which there are only so many.
+    for move in range(domain.spec.steps + harness.retry_policy.tool_turns):
         todo = [i for i, episode in enumerate(episodes) if not episode.over]
         for attempt in range(harness.retry_policy.attempts):
             if not todo:
                 break
-            completions = _complete(event, harness, [episodes[i] for i in todo], (step, attempt), ports)
+            completions = _complete(shard, [episodes[i] for i in todo], (move, attempt))
             for i, completion in zip(todo, completions, strict=True):
-                episodes[i] = _taken(episodes[i], completion, harness, domain, ports)
+                episodes[i] = _taken(shard, episodes[i], completion, (move, attempt))
             todo = [i for i in todo if episodes[i].read.failure is not None and not episodes[i].over]
-        episodes = [_going_on(episode, step, domain) for episode in episodes]
+        episodes = [_going_on(episode, domain) for episode in episodes]
     return episodes
 
 
@@ -79,82 +87,51 @@ def chat(harness: Harness, prompt: str) -> tuple[Message, ...]:
     return (Message("system", harness.system_prompt.text), *shown, Message("user", prompt))
 
 
-def _taken(episode: Episode, completion: Completion, harness: Harness, domain: Domain, ports: AgentPorts) -> Episode:
+def _taken(shard: Shard, episode: Episode, completion: Completion, at: tuple[int, int]) -> Episode:
     """The rollout after one more try. A dialogue that has outgrown the model's context is cut off where it stands."""
     if completion.finish == NO_ROOM:
         detail = f"{len(completion.prompt_ids)} tokens of dialogue leave the model no room for an answer"
         if not episode.turns:  # the item's own prompt: no rollout of this harness can be had
             raise ModelError(detail)
         return episode._replace(read=Read(None, "truncation", detail), over=True)
-    read = _read(completion, harness, domain, ports)
+    read = _read(shard, episode, completion, at)
     turn = _turn(episode.messages, completion, read)
     return episode._replace(turns=(*episode.turns, turn), read=read)
 
 
-def _going_on(episode: Episode, step: int, domain: Domain) -> Episode:
-    """The rollout after a step: its answer taken in, and told what came of it where another step follows."""
+def _going_on(episode: Episode, domain: Domain) -> Episode:
+    """The rollout after a move: its answer taken in, and told what came of it where another turn follows."""
     if episode.over:
         return episode
-    if episode.read.answer is None:
+    told = episode.read.told
+    if episode.read.answer is not None:
+        answers = (*episode.answers, episode.read.answer)
+        episode = episode._replace(answers=answers, answered=(*episode.answered, len(episode.turns) - 1))
+        told = following(domain, episode.slot.item, answers) if len(answers) < domain.spec.steps else None
+    if told is None:
         return episode._replace(over=True)
-    answers = (*episode.answers, episode.read.answer)
-    told = following(domain, episode.slot.item, answers) if step + 1 < domain.spec.steps else None
-    said = (Message("assistant", episode.turns[-1].text), Message("user", told or ""))
     return episode._replace(
-        answers=answers,
-        answered=(*episode.answered, len(episode.turns) - 1),
-        messages=episode.messages + said,
-        over=told is None,
+        messages=(*episode.messages, Message("assistant", episode.turns[-1].text), Message("user", told))
     )
 
 
-def _complete(
-    event: RolloutsRequested,
-    harness: Harness,
-    episodes: Sequence[Episode],
-    at: tuple[int, int],
-    ports: AgentPorts,
-) -> list[Completion]:
-    """One batch of completions at (step, attempt); an engine that fails is asked once more before the shard is given
-    up."""
-    step, attempt = at
-    policy = harness.retry_policy
+def _complete(shard: Shard, episodes: Sequence[Episode], at: tuple[int, int]) -> list[Completion]:
+    """One batch of completions at (move, attempt)."""
+    seeds = [_seed(episode.slot.seed, *at) for episode in episodes]
     # A second try samples even where the first was greedy: the same tokens again would fail again.
-    temperature = 0.0 if episodes[0].slot.greedy and not attempt else policy.temperature
-    sampling = Sampling(temperature, policy.max_new_tokens, policy.stop)
-    seeds = [_seed(episode.slot.seed, step, attempt) for episode in episodes]
-    adapter = ports.blobs.path(event.candidate.adapter) if event.candidate.adapter else None
-    messages = [episode.messages for episode in episodes]
-    for left in reversed(range(ENGINE_TRIES)):
-        try:
-            return ports.engine().generate(messages, sampling, seeds, adapter, _announce(event, ports))
-        except ModelError:
-            if not left:
-                raise
-    raise AssertionError("the last try returns or raises")
+    greedy = episodes[0].slot.greedy and not at[1]
+    return sample(shard, [episode.messages for episode in episodes], seeds, greedy)
 
 
-def _seed(seed: int, step: int, attempt: int) -> int:
+def _seed(seed: int, move: int, attempt: int) -> int:
     """The slot's own seed draws its first turn."""
-    own = seed_for(seed, "step", step) if step else seed
+    own = seed_for(seed, "step", move) if move else seed
     return seed_for(own, "attempt", attempt) if attempt else own
 
 
-def _announce(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], None]:
-    total = 0
-
-    def hear(tokens: int) -> None:
-        nonlocal total
-        total += tokens
-        about = {"purpose": event.purpose, "shard": event.shard, "shards": event.shards, "round": event.round}
-        ports.live({"kind": "tokens", "tokens": total, "rollouts": len(event.slots), **about})
-
-    return hear
-
-
-def _read(completion: Completion, harness: Harness, domain: Domain, ports: AgentPorts) -> Read:
+def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int, int]) -> Read:
     """Extract and dispatch, both in the sandbox; the tool's own check decides whether the answer stands."""
-    sandbox = ports.sandbox()
+    sandbox, harness = shard.ports.sandbox(), shard.harness
     text = completion.text[:TEXT_LIMIT].encode(errors="replace").decode()  # half a character is no JSON
     try:
         request = sandbox.run(harness.answer_extraction, "extract", [text]).value
@@ -163,21 +140,34 @@ def _read(completion: Completion, harness: Harness, domain: Domain, ports: Agent
     except SandboxError as cause:
         return Read(None, _sandbox_failure(cause), str(cause)[:DETAIL_CHARS])
     asked = json.dumps(request, sort_keys=True)[:DETAIL_CHARS]
-
-    def tool(arguments: dict[str, Json]) -> Json:
-        return domain.parse(arguments)
-
+    asked_before = questions([call for turn in episode.turns for call in turn.calls])
+    seed = seed_for(_seed(episode.slot.seed, *at), "ask")
+    desk = Desk(shard, asked_before, episode.slot.greedy, seed)
     try:
-        ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], {domain.spec.tool: tool})
-        if not isinstance(ran.value, dict):
-            return Read(None, "tool_error", f"dispatch returned {ran.value!r:.80} and no answer", asked)
-        answer = domain.parse(ran.value)
+        ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], desk.tools())
+        told = _told(ran.value, episode, harness)
+        answer = None if told is not None else _answer(ran.value, shard.domain)
     except SandboxError as cause:
-        return Read(None, _sandbox_failure(cause), str(cause)[:DETAIL_CHARS], asked)
+        return Read(None, _sandbox_failure(cause), str(cause)[:DETAIL_CHARS], asked, desk.calls())
     except ValueError as cause:
-        return Read(None, "tool_error", str(cause)[:DETAIL_CHARS], asked)
-    calls = tuple(ToolCall(name, json.dumps(args), json.dumps(result)) for name, args, result in ran.calls)
-    return Read(answer, None, "", asked, calls)
+        return Read(None, "tool_error", str(cause)[:DETAIL_CHARS], asked, desk.calls())
+    return Read(answer, None, "", asked, desk.calls(), told)
+
+
+def _answer(value: Json, domain: Domain) -> dict[str, Value]:
+    if not isinstance(value, dict):
+        raise ValueError(f"dispatch returned {value!r:.80} and no answer")
+    return domain.parse(value)
+
+
+def _told(value: Json, episode: Episode, harness: Harness) -> str | None:
+    """What the model is told before it goes on, where dispatch gave an observation and no answer."""
+    limit = harness.retry_policy.tool_turns
+    if not isinstance(value, str) or not limit:
+        return None
+    if episode.observations >= limit:
+        raise ValueError(f"dispatch gave an observation {limit + 1} times and the policy allows {limit} (tool_turns)")
+    return value if len(value) <= OBSERVATION_CHARS else f"{value[:OBSERVATION_CHARS]} ..."
 
 
 def _failure(completion: Completion) -> Failure:

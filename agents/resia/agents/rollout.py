@@ -29,7 +29,8 @@ from resia.events import (
 from resia.events.errors import BlobError, BoundaryError, boundary
 from resia.replay.state import RunState
 
-from .episode import DETAIL_CHARS, Episode, play
+from .desk import DETAIL_CHARS, Shard
+from .episode import Episode, play
 from .ports import AgentPorts
 
 TRAJECTORY_MEDIA = "application/vnd.resia.trajectory+msgpack"
@@ -43,7 +44,7 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     harness = decode_harness(ports.blobs.get(event.candidate.harness))
     memo, temperature = _Scores(state, domain), harness.retry_policy.temperature
     try:
-        episodes = play(event, harness, domain, ports)
+        episodes = play(Shard(event, harness, domain, ports))
         rollouts = [_recorded(event, episode, temperature, memo, ports) for episode in episodes]
     except BlobError:
         raise  # the store failed, not the sampling: the worker comes back to this shard
@@ -122,8 +123,10 @@ def _recorded(
         metrics=score.metrics,
         answer=answer,
         step_rewards=tuple(turn.reward for turn in turns),
-        prompt_tokens=sum(len(turn.prompt_ids) for turn in turns),
-        completion_tokens=sum(len(turn.completion_ids) for turn in turns),
+        prompt_tokens=sum(len(turn.prompt_ids) + sum(call.prompt_tokens for call in turn.calls) for turn in turns),
+        completion_tokens=sum(
+            len(turn.completion_ids) + sum(call.completion_tokens for call in turn.calls) for turn in turns
+        ),
         trajectory=ports.blobs.put(trajectory.encoded(), TRAJECTORY_MEDIA),
         reused=reused,
     )

@@ -34,13 +34,16 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 32
     attempts: Annotated[int, Meta(ge=1, le=8)] = 1  # tries in all when an answer cannot be extracted
     stop: tuple[str, ...] = ("\n",)
+    tool_turns: Annotated[int, Meta(ge=0, le=16)] = 0  # turns of a rollout that may end in an observation, no answer
+    asks: Annotated[int, Meta(ge=0, le=32)] = 0  # times that dispatch may ask the model in a rollout
 
 
 class Harness(msgspec.Struct, frozen=True):
     """Everything between the item and the answer that is not weights.
 
-    `tool_dispatch` is Python source of `dispatch(request, tools) -> answer`, `answer_extraction` of
-    `extract(text) -> request | None`; both run only in the sandbox.
+    `tool_dispatch` is Python source of `dispatch(request, tools) -> answer | observation`, `answer_extraction` of
+    `extract(text) -> request | None`; both run only in the sandbox. An answer is a dict; an observation is a str, which
+    the model is told before it goes on, `tool_turns` times at most. With `asks` there is `tools.ask(prompt=...)`.
     """
 
     system_prompt: SystemPrompt

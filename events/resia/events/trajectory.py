@@ -14,12 +14,14 @@ class Message(msgspec.Struct, frozen=True):
     content: str
 
 
-class ToolCall(msgspec.Struct, frozen=True):
-    """One tool use: JSON text of the arguments and of what came back."""
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One tool use: JSON text of the arguments and of what came back, and the tokens of a model that it asked."""
 
     name: str
     arguments: str
     result: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class Turn(msgspec.Struct, frozen=True):
