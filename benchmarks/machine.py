@@ -48,14 +48,17 @@ def options(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser of benchmark `name` with --json and --out; `doc` is its module's docstring."""
     parser = argparse.ArgumentParser(prog=f"benchmarks.{name}", description=doc.splitlines()[0] if doc else None)
     parser.add_argument("--json", action="store_true", help="print the whole result as one line of JSON")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="where the result is written")
+    parser.add_argument(
+        "--out", type=Path, help=f"where the result is written (default: nowhere; {RESULTS.name}/ is make bench's)"
+    )
     return parser
 
 
 def report(result: Mapping[str, Any], chosen: argparse.Namespace, table: Callable[[Any], str]) -> None:
-    """Write the result to --out and print it: one line of JSON with --json, else as `table` puts it."""
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(result, indent=2) + "\n")
+    """Write the result to --out, if any, and print it: one line of JSON with --json, else as `table` puts it."""
+    if chosen.out is not None:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if chosen.json else table(result))
 
 

@@ -94,7 +94,8 @@ class Played(NamedTuple):
         found = {name: self._of(choose) for name, choose in FIXED.items()}
         for name, epsilon in (("learned", NO_EXPLORING), ("learned, exploring", EPSILON)):
             found[name] = np.mean([self._learned(policy, epsilon) for policy in self.policies], axis=0).tolist()
-        return {name: found[name] for name in ("rules", "learned", "learned, exploring", *FIXED)}
+        found["oracle"] = [0.0] * len(found["rules"])  # regret is to the best algorithm of each world
+        return {name: found[name] for name in ("rules", "learned", "learned, exploring", *FIXED, "oracle")}
 
     def histories(self) -> dict[str, float]:
         """How far the learned policy's regret depends on what its history happened to draw."""
@@ -134,7 +135,8 @@ def compare(worlds: Sequence[str], seeds: int, history: int, other_trusts: Seque
         "settings": {"trust": TRUST, "cap": CAP, "epsilon": EPSILON, "exploration": EXPLORATION, "group": GROUP},
         "cpu_seconds": round(time.process_time() - started, 1),
         "machine": found,
-        "regret": {name: _mean(values) for name, values in regrets.items()},
+        **{name: _mean(values)["mean"] for name, values in regrets.items()},
+        "standard_errors": {name: _mean(values)["se"] for name, values in regrets.items()},
         "best_static": min((_mean(regrets[name]) | {"algorithm": name} for name in ALGORITHMS), key=_by_mean),
         "differences": _differences(regrets),
         "step_size": {
@@ -146,7 +148,7 @@ def compare(worlds: Sequence[str], seeds: int, history: int, other_trusts: Seque
         },
         "worlds": {w: _about([c for c in played.cases if c.world == w], played.good[w]) for w in worlds},
         "group_size": {str(group): _confusion(played.cases, played.good, group) for group in GROUPS},
-        "learned": played.histories(),
+        "histories": played.histories(),
         "off_policy": off_policy(played.updates, played.past),
         "policy": msgspec.to_builtins(played.policies[0].arms),
     }
@@ -225,9 +227,9 @@ def _confusion(cases: Sequence[Case], good: Mapping[str, Sequence[Algorithm]], g
 def _table(result: dict[str, Any]) -> str:
     others = result["step_size"]
     lines = [f"{'selector':<20}{'regret':>9}{'se':>9}" + "".join(f"{'trust ' + trust:>14}" for trust in others)]
-    for name, found in result["regret"].items():
+    for name, error in result["standard_errors"].items():
         beside = "".join(f"{other['regret'][name]['mean']:>14.4f}" for other in others.values())
-        lines.append(f"{name:<20}{found['mean']:>9.4f}{found['se']:>9.4f}{beside}")
+        lines.append(f"{name:<20}{result[name]:>9.4f}{error:>9.4f}{beside}")
     lines += ["", f"{'world':<20}{'best':<14}" + "".join(f"{name:>14}" for name in ALGORITHMS)]
     for world, about in result["worlds"].items():
         gains = "".join(f"{about['returns'][name]['mean']:>14.3f}" for name in ALGORITHMS)

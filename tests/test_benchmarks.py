@@ -105,8 +105,14 @@ def test_trainers(measured, everything, tmp_path):
 
 
 def test_all_are_listed(everything):
-    shared = {"__main__", "machine", "heard"}  # what others use
+    shared = {"__main__", "benchmarks", "machine", "heard"}  # what others use
     assert set(everything.FIGURES) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared
+
+
+def test_one_can_be_run_by_its_path(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "selection.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["usage:", "benchmarks.selection"])
 
 
 def test_one_that_cannot_run_fails_the_whole(everything, capfd, tmp_path):

@@ -24,6 +24,7 @@ from resia.runtime.bus import connect
 from resia.runtime.cli import main
 from resia.runtime.cli_options import Interrupted
 from resia.runtime.cli_replay import stoppable
+from resia.runtime.logs import configure_command_logs, configure_logs
 from resia.runtime.server import EmbeddedServer
 
 RUN = "scripted"
@@ -402,3 +403,13 @@ def test_the_command_itself_exits_with_the_code(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "resia: unknown mode 'X': did you mean H or W or W+H?\n"
+
+
+def test_a_worker_that_a_command_starts_logs_what_it_handles(capsys):
+    configure_command_logs()
+    structlog.get_logger().info("not said by a command")
+    configure_logs()
+    structlog.get_logger().info("handled", number=3)
+    structlog.reset_defaults()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "handled"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 from scripted import GOOD, MANIFEST, CountingDomain, ScriptedEngine, Tape, confined, ports, small_domain
@@ -189,7 +191,8 @@ def test_only_what_could_not_be_read_is_sampled_again_with_seeds_of_its_own(sand
     assert [len(turns(blobs, r)) for r in recorded] == [1, 2, 1]
     first, last = turns(blobs, recorded[1])
     assert (first.failure, first.reward, last.failure) == ("parse", 0.0, "")
-    assert recorded[1].step_rewards == (0.0, recorded[1].reward)
+    assert recorded[1].step_rewards == (recorded[1].reward,)  # a try is no step
+    assert [turn.reward for turn in (first, last)] == [0.0, recorded[1].reward]
     assert recorded[1].completion_tokens == len(first.completion_ids) + len(last.completion_ids)
     assert sampled.completion_tokens == sum(r.completion_tokens for r in recorded)
 
@@ -198,7 +201,7 @@ def test_tries_are_bounded_and_a_greedy_rollout_samples_its_second(sandbox, blob
     bench = Bench(sandbox, blobs, msgspec.structs.replace(HARNESS, retry_policy=retrying()))
     engine = ScriptedEngine(lambda *_: "hm")
     recorded, _ = bench.sample(engine, SEARCH[:1])
-    assert (len(engine.calls), len(recorded.step_rewards)) == (3, 3)
+    assert (len(engine.calls), len(turns(blobs, recorded)), recorded.step_rewards) == (3, 3, (0.0,))
     greedy = ScriptedEngine(lambda *_: "hm")
     slots = [Slot("validation", item.id, 0, 7, greedy=True) for item in DOMAIN.items("validation")]
     assert {r.failure for r in bench.sample(greedy, slots)[:-1]} == {"parse"}
@@ -324,7 +327,8 @@ def test_a_step_that_was_tried_again_earns_at_the_turn_that_answered(sandbox, bl
     domain = Guessing()
     (found, _), _ = guess(sandbox, blobs, says, domain, attempts=2)
     assert [turn.failure for turn in turns(blobs, found)] == ["", "parse", "", ""]
-    assert found.step_rewards == (0.04, 0.0, 0.04, 0.04)
+    assert found.step_rewards == (0.04, 0.04, 0.04)
+    assert [turn.reward for turn in turns(blobs, found)] == [0.04, 0.0, 0.04, 0.04]
     assert turns(blobs, found)[1].messages == turns(blobs, found)[2].messages  # what was not understood is not told
     assert domain.scored == [(4, 4, 4)]
 
@@ -336,7 +340,7 @@ def test_a_rollout_that_fails_at_any_step_is_worth_nothing(sandbox, blobs):
     assert domain.scored == []
 
 
-def test_a_dialogue_that_outgrows_the_context_is_cut_off_and_a_prompt_that_does_is_no_rollout(sandbox, blobs):
+def test_a_dialogue_that_outgrows_the_context_is_cut_off_where_it_stands(sandbox, blobs):
     class Narrow(ScriptedEngine):
         def generate(self, prompts, *rest):
             found = super().generate(prompts, *rest)
@@ -348,8 +352,9 @@ def test_a_dialogue_that_outgrows_the_context_is_cut_off_and_a_prompt_that_does_
     assert (found.failure, found.reward, len(turns(blobs, found))) == ("truncation", 0.0, 1)
     assert found.detail == "900 tokens of dialogue leave the model no room for an answer"
     most = 1
-    lost, _ = bench.sample(Narrow(lambda *_: GOOD), SEARCH[:1])
-    assert (type(lost), lost.error) == (RolloutFailed, found.detail)
+    first, _ = bench.sample(Narrow(lambda *_: GOOD), SEARCH[:1])
+    assert (first.failure, first.step_rewards, turns(blobs, first)) == ("truncation", (0.0,), ())
+    assert (first.prompt_tokens, first.detail) == (0, found.detail)
 
 
 def test_the_same_answers_are_scored_once_and_keep_what_each_step_earned(sandbox, blobs):
@@ -361,16 +366,46 @@ def test_the_same_answers_are_scored_once_and_keep_what_each_step_earned(sandbox
     assert bench.domain.scored == [(3, 5, 8)]
 
 
-def test_a_scorer_that_breaks_is_infrastructure(sandbox, blobs):
-    def earns(answers):
+class Breaking(Guessing):
+    """A domain whose `member` breaks."""
+
+    def __init__(self, member):
+        super().__init__()
+        setattr(self, member, self._break)
+
+    def _break(self, *_):
         raise ZeroDivisionError("no cells")
 
-    for domain, why in (
-        (Guessing(earns), f"scoring item '{SEARCH[0].item}' failed: ZeroDivisionError: no cells"),
-        (Guessing(lambda _: (0.5,)), "denoising gave 1 step rewards for 3 answers"),
-    ):
-        (lost, _), _ = guess(sandbox, blobs, says_in_turn("knn=3", "knn=5", "knn=8"), domain)
-        assert (type(lost), lost.error) == (RolloutFailed, why)
+
+ITEM = f"item '{SEARCH[0].item}'"
+
+
+@pytest.mark.parametrize(
+    ("domain", "why"),
+    [
+        (Breaking("score_steps"), f"scoring {ITEM} failed: ZeroDivisionError: no cells"),
+        (Breaking("observe"), f"observing {ITEM} failed: ZeroDivisionError: no cells"),
+        (Breaking("render"), f"writing an answer to {ITEM} down failed: ZeroDivisionError: no cells"),
+        (Breaking("parse"), "reading a request of the agent's failed: ZeroDivisionError: no cells"),
+        (Guessing(lambda _: (0.5,)), f"{ITEM} got 1 step rewards for 3 answers"),
+        (Guessing(lambda _: (0.5, math.nan, 0.5)), f"{ITEM} was given reward nan: the scorer must give finite numbers"),
+        (Guessing(lambda _: (math.inf, 0.5, -math.inf)), f"{ITEM} was given reward nan: the scorer must give finite"),
+    ],
+)
+def test_a_domain_that_breaks_is_infrastructure_and_no_wrong_answer(sandbox, blobs, domain, why):
+    (lost, _), _ = guess(sandbox, blobs, says_in_turn("knn=3", "knn=5", "knn=8"), domain)
+    assert type(lost) is RolloutFailed
+    assert lost.error.startswith(why)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_no_event_can_hold_is_named(sandbox, blobs, number):
+    class Odd(CountingDomain):
+        def score(self, item, answer):
+            return msgspec.structs.replace(super().score(item, answer), metrics={"cells": number})
+
+    lost, _ = Bench(sandbox, blobs, domain=Odd(DOMAIN)).sample(ScriptedEngine(lambda *_: GOOD), SEARCH[:1])
+    assert lost.error == f"{ITEM} was given cells {number}: the scorer must give finite numbers"
 
 
 # -- tools in several turns ------------------------------------------------------------------------------------------
@@ -406,7 +441,8 @@ def test_an_observation_is_told_to_the_model_which_then_answers(sandbox, blobs):
     assert found.answer.startswith("knn=7 t=3")
     told = Message("user", "t=1 is a look: knn=5 would do")
     assert answer.messages == (*look.messages, Message("assistant", "knn=5 t=1"), told)
-    assert found.step_rewards == (0.0, found.reward)
+    assert found.step_rewards == (found.reward,)  # an observation is no step
+    assert [turn.reward for turn in (look, answer)] == [0.0, found.reward]
     assert found.prompt_tokens == len(look.prompt_ids) + len(answer.prompt_ids)
     assert [seeds for _, seeds, _ in engine.calls] == [(SEARCH[0].seed,), (seed_for(SEARCH[0].seed, "step", 1),)]
 
@@ -648,3 +684,14 @@ def test_the_repairing_and_tolerant_sources_save_what_the_strict_ones_refuse(san
     )
     assert saved.failure is None
     assert saved.answer.startswith("knn=12 ")
+
+
+def test_controls_that_are_not_finite_are_a_failure_too():
+    class Odd(CountingDomain):
+        def controls(self, budget, seed):
+            return (msgspec.structs.replace(self._domain.controls(budget, seed)[0], mean=math.nan),)
+
+    (fact,) = Tape().add(ControlRequested(5, 3))
+    ((failed,),) = rollout.measure_controls(fact, Odd(DOMAIN))
+    assert isinstance(failed, ControlFailed)
+    assert failed.error == "control all-zero on search was given mean nan: the scorer must give finite numbers"

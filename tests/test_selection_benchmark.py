@@ -101,15 +101,16 @@ def test_a_small_form(module, tmp_path, capfd):
     assert module("benchmarks.selection").main(["--json", "--out", str(out), *small, *other]) == 0
     result = json.loads(capfd.readouterr().out)
     assert result == json.loads(out.read_text())
-    assert {*ALGORITHMS, "rules", "learned", "random"} <= result["regret"].keys()
-    assert all(found["se"] >= 0 for found in result["regret"].values())
-    expected = np.mean([result["regret"][name]["mean"] for name in ALGORITHMS])
-    assert result["regret"]["random"]["mean"] == pytest.approx(expected)
+    errors = result["standard_errors"]
+    assert {*ALGORITHMS, "rules", "learned", "random", "oracle"} <= errors.keys() <= result.keys()
+    assert all(error >= 0 for error in errors.values())
+    assert result["oracle"] == 0
+    assert result["random"] == pytest.approx(np.mean([result[name] for name in ALGORITHMS]))
     for name, about in result["worlds"].items():
         assert about["best"] in ALGORITHMS
         assert sum(result["group_size"]["2"]["chosen"][name].values()) == 2
     (at_two,) = result["step_size"].values()
-    assert at_two["regret"].keys() == result["regret"].keys()
+    assert at_two["regret"].keys() == errors.keys()
     assert {"cpu", "cores"} <= result["machine"].keys()
     assert {"rules", "learned"} == result["off_policy"].keys()
     everything = module("benchmarks.__main__")

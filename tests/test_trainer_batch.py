@@ -113,6 +113,14 @@ many = st.dictionaries(st.sampled_from("vwxyz"), rewards, min_size=1, max_size=4
 )
 
 
+def test_best_of_n_clones_no_try_that_failed_on_the_way():
+    tried = replace(turn(completion=(7, 7, 7)), failure="parse")
+    made = batch([rollout("a", reward=0.5, success=True, turns=[tried, turn(completion=(1, 2))])])
+    chosen = BEST.select(made, SETTINGS)
+    assert [row.completion_ids for row in chosen.rows] == [(1, 2)]
+    assert (chosen.normalizer, chosen.used, chosen.advantages_R.tolist()) == (2.0, 1, [1.0])
+
+
 def advantages(groups: dict[str, list[float]], settings=SETTINGS) -> dict[str, float]:
     made = with_rewards(groups)
     chosen = GRPO.select(made, settings)

@@ -185,7 +185,7 @@ def plain(policy: Policy, rows: list[Row], weights: np.ndarray) -> tuple[np.ndar
     return np.array(sums), gradient(policy)
 
 
-@run_settings(max_examples=15)
+@run_settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0, 3, 20]), st.booleans())
 def test_a_micro_batch_equals_its_rows_one_by_one(exact, seed, groups, size, prefix, shuffled):
     rows = rows_of(random_rollouts(seed, groups, size, prefix=max(prefix, 1)))

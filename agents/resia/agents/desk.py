@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from resia.domains.base import Domain
+from resia.domains.base import Domain, parsed
 from resia.events import Harness, Message, RolloutsRequested, ToolCall
 from resia.events.errors import ModelError
 from resia.events.ids import seed_for
@@ -29,24 +30,26 @@ class Shard(NamedTuple):
     harness: Harness
     domain: Domain
     ports: AgentPorts
+    hear: Callable[[int], None]  # is told of new tokens
 
 
 def sample(shard: Shard, messages: Sequence[Sequence[Message]], seeds: Sequence[int], greedy: bool) -> list[Completion]:
     """Completions by the harness's policy; an engine that fails is asked once more before the shard is given up."""
-    event, harness, _, ports = shard
+    event, harness, _, ports, hear = shard
     policy = harness.retry_policy
     sampling = Sampling(0.0 if greedy else policy.temperature, policy.max_new_tokens, policy.stop)
     adapter = ports.blobs.path(event.candidate.adapter) if event.candidate.adapter else None
     for left in reversed(range(ENGINE_TRIES)):
         try:
-            return ports.engine().generate(messages, sampling, seeds, adapter, _announce(event, ports))
+            return ports.engine().generate(messages, sampling, seeds, adapter, hear)
         except ModelError:
             if not left:
                 raise
     raise AssertionError("the last try returns or raises")
 
 
-def _announce(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], None]:
+def announcer(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], None]:
+    """What publishes the tokens of a shard as they come, all turns and questions together."""
     total = 0
 
     def hear(tokens: int) -> None:
@@ -70,7 +73,7 @@ class Desk:
     def tools(self) -> dict[str, Tool]:
         """The domain's own tool, and `ask` where the policy allows it."""
         spec, policy = self._shard.domain.spec, self._shard.harness.retry_policy
-        found: dict[str, Tool] = {spec.tool: self._recorded(spec.tool, self._shard.domain.parse)}
+        found: dict[str, Tool] = {spec.tool: self._recorded(spec.tool, partial(parsed, self._shard.domain))}
         return found | ({ASK: self._recorded(ASK, self._ask)} if policy.asks else {})
 
     def calls(self) -> tuple[ToolCall, ...]:

@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from resia.domains.base import Domain, Value, following
+from resia.domains.base import Domain, Value, following, parsed
 from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Split, ToolCall, Turn
-from resia.events.errors import ModelError, SandboxError
+from resia.events.errors import SandboxError
 from resia.events.ids import seed_for
 
 from .desk import DETAIL_CHARS, TEXT_LIMIT, Desk, Shard, questions, sample
@@ -56,7 +56,7 @@ class Episode(NamedTuple):
 
 def play(shard: Shard) -> list[Episode]:
     """Every slot's rollout to its end, in the order of the slots. Raises BoundaryError when engine or sandbox broke."""
-    event, harness, domain, _ = shard
+    event, harness, domain, *_ = shard
     prompts = {item.id: item.prompt for split in _splits(event) for item in domain.items(split)}
     episodes = [Episode(slot, chat(harness, prompts[slot.item])) for slot in event.slots]
     # Every move of a rollout is an answer or an observation, of which there are only so many.
@@ -88,11 +88,10 @@ def chat(harness: Harness, prompt: str) -> tuple[Message, ...]:
 
 
 def _taken(shard: Shard, episode: Episode, completion: Completion, at: tuple[int, int]) -> Episode:
-    """The rollout after one more try. A dialogue that has outgrown the model's context is cut off where it stands."""
+    """The rollout after one more try. Where the dialogue, or the harness's first prompt, has outgrown the model's
+    context, it is cut off where it stands."""
     if completion.finish == NO_ROOM:
         detail = f"{len(completion.prompt_ids)} tokens of dialogue leave the model no room for an answer"
-        if not episode.turns:  # the item's own prompt: no rollout of this harness can be had
-            raise ModelError(detail)
         return episode._replace(read=Read(None, "truncation", detail), over=True)
     read = _read(shard, episode, completion, at)
     turn = _turn(episode.messages, completion, read)
@@ -157,7 +156,7 @@ def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int,
 def _answer(value: Json, domain: Domain) -> dict[str, Value]:
     if not isinstance(value, dict):
         raise ValueError(f"dispatch returned {value!r:.80} and no answer")
-    return domain.parse(value)
+    return parsed(domain, value)
 
 
 def _told(value: Json, episode: Episode, harness: Harness) -> str | None:

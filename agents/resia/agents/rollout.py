@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from resia.domains.base import Domain, Score, scored
+from resia.domains.base import Domain, Score, controlled, scored
 from resia.events import (
     ControlFailed,
     ControlMeasured,
@@ -29,7 +29,7 @@ from resia.events import (
 from resia.events.errors import BlobError, BoundaryError, boundary
 from resia.replay.state import RunState
 
-from .desk import DETAIL_CHARS, Shard
+from .desk import DETAIL_CHARS, Shard, announcer
 from .episode import Episode, play
 from .ports import AgentPorts
 
@@ -44,7 +44,7 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     harness = decode_harness(ports.blobs.get(event.candidate.harness))
     memo, temperature = _Scores(state, domain), harness.retry_policy.temperature
     try:
-        episodes = play(Shard(event, harness, domain, ports))
+        episodes = play(Shard(event, harness, domain, ports, announcer(event, ports)))
         rollouts = [_recorded(event, episode, temperature, memo, ports) for episode in episodes]
     except BlobError:
         raise  # the store failed, not the sampling: the worker comes back to this shard
@@ -60,8 +60,7 @@ def measure_controls(fact: Fact, domain: Domain) -> Iterator[list[Event]]:
     event = fact.event
     assert isinstance(event, ControlRequested)
     try:
-        with boundary(BoundaryError, "measure the controls"):
-            scores = domain.controls(event.budget, event.seed)
+        scores = controlled(domain, event.budget, event.seed)
     except BoundaryError as cause:
         yield [ControlFailed(fact.envelope.id, str(cause))]
         return
@@ -81,21 +80,20 @@ class _Scores:
         item, answers = episode.slot.item, episode.answers
         if episode.read.failure is not None:
             return Score(0.0, False, episode.read.failure, episode.read.detail, {}), "", False
-        with boundary(BoundaryError, f"scoring item '{item}' failed"):
+        with boundary(BoundaryError, f"writing an answer to item '{item}' down failed"):
             text = "\n".join(map(self._domain.render, answers))
-            known = self._here.get((item, text)) or self._logged(item, text, len(answers))
-            score = known or scored(self._domain, item, answers)
+        known = self._here.get((item, text)) or self._logged(item, text)
+        score = known or scored(self._domain, item, answers)
         self._here[item, text] = score
         return score, text, known is not None
 
-    def _logged(self, item: str, text: str, steps: int) -> Score | None:
+    def _logged(self, item: str, text: str) -> Score | None:
         rollout = self._state.scores.get((item, text))
         holders = (*self._state.evaluations.values(), *self._state.trainings.values())
         found = next((h.rollouts[rollout] for h in holders if rollout in h.rollouts), None) if rollout else None
-        # One that tried a step twice has more turns than steps, and its log does not say which earned what.
-        if found is None or (steps > 1 and len(found.step_rewards) != steps):
+        if found is None:
             return None
-        earned = found.step_rewards if steps > 1 else ()
+        earned = found.step_rewards if self._domain.spec.steps > 1 else ()
         return Score(found.reward, found.success, found.failure, found.detail, found.metrics, earned)
 
 
@@ -122,14 +120,19 @@ def _recorded(
         detail=score.detail[:DETAIL_CHARS],
         metrics=score.metrics,
         answer=answer,
-        step_rewards=tuple(turn.reward for turn in turns),
-        prompt_tokens=sum(len(turn.prompt_ids) + sum(call.prompt_tokens for call in turn.calls) for turn in turns),
-        completion_tokens=sum(
-            len(turn.completion_ids) + sum(call.completion_tokens for call in turn.calls) for turn in turns
-        ),
+        step_rewards=_steps(episode, score),
+        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+        completion_tokens=sum(turn.completion_tokens for turn in turns),
         trajectory=ports.blobs.put(trajectory.encoded(), TRAJECTORY_MEDIA),
         reused=reused,
     )
+
+
+def _steps(episode: Episode, score: Score) -> tuple[float, ...]:
+    """What each step earned: one an answer, and one more for a step that failed."""
+    if episode.read.failure is not None:
+        return (0.0,) * (len(episode.answers) + 1)
+    return score.steps or (*(0.0 for _ in episode.answers[1:]), score.reward)
 
 
 def _rewarded(episode: Episode, score: Score) -> tuple[Turn, ...]:

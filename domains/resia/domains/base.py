@@ -6,14 +6,16 @@ tool's observation may carry it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from resia.events import ControlScore, Failure, Split
-from resia.events.errors import BoundaryError
+from resia.events.errors import BoundaryError, boundary
 
+SUM_TOLERANCE = 1e-9
 Value = str | int | float | bool
 Answer = Mapping[str, Value]
 
@@ -64,7 +66,7 @@ class Score(msgspec.Struct, frozen=True):
     """A scored answer. `reward` in [0, 1] is what the loop optimises; `success`: beats the reference on the item.
 
     `failure` None means valid; an invalid answer has reward 0 and its class. `metrics` hold every score by name.
-    `steps`: what each answer of a rollout of several earned; empty where all of it is the last one's.
+    `steps`: what each answer of a rollout of several earned, `reward` in all; empty where all of it is the last one's.
     """
 
     reward: float
@@ -126,16 +128,54 @@ class Stepwise(Domain, Protocol):
 
 
 def following(domain: Domain, item: str, answers: Sequence[Answer]) -> str | None:
-    """What is said to the agent before its next answer; None when there is none to give."""
-    return domain.observe(item, answers) if isinstance(domain, Stepwise) else None
+    """What is said to the agent before its next answer; None when there is none to give.
+
+    Raises BoundaryError when the domain fails at it.
+    """
+    if not isinstance(domain, Stepwise):
+        return None
+    with boundary(BoundaryError, f"observing item '{item}' failed"):
+        told = domain.observe(item, answers)
+    if not isinstance(told, str | None):
+        raise BoundaryError(f"observing item '{item}' gave {told!r:.80} and no text")
+    return told
+
+
+def parsed(domain: Domain, request: Mapping[str, object]) -> dict[str, Value]:
+    """`domain.parse`; ValueError where it refuses the request, BoundaryError where it fails."""
+    try:
+        return domain.parse(request)
+    except ValueError:
+        raise
+    except Exception as cause:
+        raise BoundaryError(f"reading a request of the agent's failed: {type(cause).__name__}: {cause}") from cause
 
 
 def scored(domain: Domain, item: str, answers: Sequence[Answer]) -> Score:
-    """The score of a rollout of any domain; BoundaryError when its steps are not those of the answers."""
-    if not isinstance(domain, Stepwise):
-        (answer,) = answers
-        return domain.score(item, answer)
-    score = domain.score_steps(item, answers)
+    """The score of a rollout of any domain; BoundaryError when the domain fails at it, or gives a number that is not
+    finite or other steps than answers."""
+    with boundary(BoundaryError, f"scoring item '{item}' failed"):
+        score = domain.score_steps(item, answers) if isinstance(domain, Stepwise) else domain.score(item, answers[0])
+    numbers = {"reward": score.reward, **score.metrics, **{f"step {n}": r for n, r in enumerate(score.steps)}}
+    _require_finite(f"item '{item}'", numbers)
     if score.steps and len(score.steps) != len(answers):
-        raise BoundaryError(f"{domain.spec.name} gave {len(score.steps)} step rewards for {len(answers)} answers")
+        raise BoundaryError(f"item '{item}' got {len(score.steps)} step rewards for {len(answers)} answers")
+    if score.steps and abs(math.fsum(score.steps) - score.reward) > SUM_TOLERANCE:
+        raise BoundaryError(f"item '{item}' got reward {score.reward} and step rewards that sum to another")
     return score
+
+
+def controlled(domain: Domain, budget: int, seed: int) -> tuple[ControlScore, ...]:
+    """The domain's controls; BoundaryError when they cannot be measured."""
+    with boundary(BoundaryError, "measure the controls"):
+        found = domain.controls(budget, seed)
+    for score in found:
+        _require_finite(f"control {score.name} on {score.split}", {"mean": score.mean, **score.metrics})
+    return found
+
+
+def _require_finite(what: str, numbers: Mapping[str, float]) -> None:
+    """JSON has no word for the others, so an event that held one could not be read again."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise BoundaryError(f"{what} was given {name} {number}: the scorer must give finite numbers")

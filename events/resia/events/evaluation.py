@@ -55,7 +55,8 @@ class RolloutsRequested(msgspec.Struct, frozen=True):
 class RolloutRecorded(msgspec.Struct, frozen=True, gc=False):
     """One scored rollout. `reward` in [0, 1]; `failure` None when the answer was valid and `success` tells more.
 
-    `success` is the domain's predicate (beats the domain's reference on this item). `trajectory` is the blob.
+    `success` is the domain's predicate (beats the domain's reference on this item). `step_rewards`: what each step
+    earned, one an answer and one for a step that failed. `trajectory` is the blob.
     """
 
     evaluation: str

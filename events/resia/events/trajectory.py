@@ -44,6 +44,16 @@ class Turn(msgspec.Struct, frozen=True):
     failure: str = ""
     reward: float = 0.0
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Read by the model for this turn, those of what its dispatch asked among them."""
+        return len(self.prompt_ids) + sum(call.prompt_tokens for call in self.calls)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Sampled for this turn, likewise."""
+        return len(self.completion_ids) + sum(call.completion_tokens for call in self.calls)
+
 
 class Trajectory(msgspec.Struct, frozen=True):
     """A rollout whole: its turns in order and the final answer as canonical text (empty: none)."""

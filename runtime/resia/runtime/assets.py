@@ -154,6 +154,8 @@ def _cached_digest(path: Path) -> str:
 
 
 def _known(name: str, assets: Mapping[str, Asset]) -> Asset:
+    if name not in assets and os.sep in name:
+        raise UsageError(f"there is no folder '{name}': give the path of a model's folder, or the name of an asset")
     if name not in assets:
         raise UnknownName("asset", name, assets)
     return assets[name]

@@ -13,6 +13,8 @@ from resia.events import Blobs, Fact, Logged, RolloutRecorded, decode_trajectory
 from resia.events.errors import BlobError
 from resia.replay.verify import Problem, blobs_named
 
+DIGITS = 9  # of a reward: a sum may differ in its last bits
+
 
 def blob_problems(facts: Iterable[Logged], blobs: Blobs) -> Iterator[Problem]:
     """Each blob that is missing or damaged, at the first event that names it, and each rollout that its own trajectory
@@ -49,12 +51,17 @@ def _contradiction(event: RolloutRecorded, blobs: Blobs) -> str:
         "item": (event.item, found.item),
         "seed": (event.seed, found.seed),
         "answer": (event.answer, found.answer),
-        "reward": (event.reward, sum(turn.reward for turn in turns) if turns else None),
-        "step_rewards": (event.step_rewards, tuple(turn.reward for turn in turns)),
-        "prompt_tokens": (event.prompt_tokens, sum(len(turn.prompt_ids) for turn in turns)),
-        "completion_tokens": (event.completion_tokens, sum(len(turn.completion_ids) for turn in turns)),
+        "reward": (round(event.reward, DIGITS), round(sum(turn.reward for turn in turns), DIGITS)),
+        # A turn that was tried again, or told the model something, is no step and has earned nothing.
+        "step_rewards": (_earned(event.step_rewards), _earned(turn.reward for turn in turns)),
+        "prompt_tokens": (event.prompt_tokens, sum(turn.prompt_tokens for turn in turns)),
+        "completion_tokens": (event.completion_tokens, sum(turn.completion_tokens for turn in turns)),
     }
     for name, (said, stored) in pairs.items():
         if said != stored:
             return f"it says {name} {said!r:.80}, its trajectory {event.trajectory.digest[:12]} says {stored!r:.80}"
     return ""
+
+
+def _earned(rewards: Iterable[float]) -> tuple[float, ...]:
+    return tuple(reward for reward in rewards if reward)

@@ -20,6 +20,7 @@ def configure_command_logs() -> None:
 def configure_logs() -> None:
     """Of a worker process, from now on; the client's own warnings are left out."""
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),

@@ -36,7 +36,8 @@ class Rollout(NamedTuple):
 
 class Row(NamedTuple):
     """One model call. `logprobs` (natural log, as long as `completion_ids`) are of softmax(logits / temperature)
-    under the behaviour policy; `reward` is earned on the last token of the completion."""
+    under the behaviour policy; `reward` is earned on the last token of the completion. `failed`: nothing could be made
+    of it, and the step was tried again or the rollout ended."""
 
     sample: int
     turn: int
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     logprobs: tuple[float, ...]
     temperature: float
     reward: float
+    failed: bool = False
 
 
 class Sample(NamedTuple):
@@ -135,4 +137,5 @@ def _row(index: int, number: int, rollout: Rollout, turn: Turn, context: int) ->
         turn.logprobs,
         rollout.trajectory.temperature,
         turn.reward,
+        bool(turn.failure),
     )

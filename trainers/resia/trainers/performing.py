@@ -99,7 +99,8 @@ def _file(blob: Blob | None, blobs: Blobs) -> bytes | None:
 def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs: Blobs) -> list[Rollout]:
     """The round's rollouts with their trajectories: of the champion's evaluation, or sampled for this training.
 
-    Named by item and index: event ids hash the run's name, and two runs of one seed must train on one order. Raises
+    Named by item and index: event ids hash the run's name, and two runs of one seed must train on one order. One
+    without a turn, because the model had no room for any, is left out: it holds nothing to learn from. Raises
     TrainerError for a rollout that the log has not recorded, or whose trajectory is none.
     """
     evaluated = state.evaluations.get(training.request.evaluation)
@@ -113,7 +114,7 @@ def _rollouts(state: RunState, event: RoundRequested, training: Training, blobs:
                 "champion's evaluation"
             )
         found.append(_rollout(recorded, blobs))
-    return found
+    return [rollout for rollout in found if rollout.trajectory.turns]
 
 
 def _rollout(r: RolloutRecorded, blobs: Blobs) -> Rollout:
