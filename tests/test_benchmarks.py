@@ -76,8 +76,10 @@ def test_log(measured, everything):
 
 
 def test_sandbox(measured, everything):
-    result = measured("sandbox", "--starts", "1", "--calls", "2")
+    result = measured("sandbox", "--boots", "1", "--calls", "2")
     assert shows(everything, "sandbox", result) == labels(everything, "sandbox")
+    assert result["tier"] in result["tiers"]
+    assert 0 < result["start_ms"] <= result["call_ms"] <= result["rollout_ms"] < result["boot_ms"]
 
 
 def test_gate(measured, everything):
@@ -110,7 +112,7 @@ def test_all_are_listed(everything):
 
 
 def test_one_that_cannot_run_fails_the_whole(everything, capfd, tmp_path):
-    options = ["--starts", "1", "--calls", "2", "--out", str(tmp_path / "sandbox.json")]
+    options = ["--boots", "1", "--calls", "2", "--out", str(tmp_path / "sandbox.json")]
     assert everything.main(["sandbox", *options]) == 0
     assert "sandbox call" in capfd.readouterr().out
     assert everything.main(["sandbox", "--calls", "0"]) == 1

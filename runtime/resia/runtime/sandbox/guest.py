@@ -19,8 +19,12 @@ from resia.runtime.sandbox import wire
 from resia.runtime.sandbox.confine import Locks, confine_guest
 from resia.runtime.sandbox.wire import Setup
 
-_DENIED = (errno.EPERM, errno.EACCES, errno.EFBIG)
+_DENIED = (errno.EPERM, errno.EACCES, errno.EFBIG, errno.EROFS)
 _LONGEST_MESSAGE = 1000
+# A run of our own before the guest waits: the pages that every run writes to are copied now, and not during the run.
+_REHEARSAL = json.dumps(
+    {"source": "def f(text):\n    return {'answer': text.split()[-1]}\n", "entry": "f", "args": ["a b"], "tools": None}
+)
 
 
 class Tools:
@@ -69,9 +73,10 @@ class Line:
 
 
 def live(fd: int, setup: Setup, locks: Locks | None, server: int) -> None:
-    """The whole life of a guest: lock, say so, then run what is asked. Returns when it has answered."""
+    """The whole life of a guest: lock, rehearse, say so, then run what is asked. Returns when it has answered."""
     confine_guest(setup, locks, server)
     line = Line(fd, setup.message_bytes)
+    _outcome(line, json.loads(_REHEARSAL))
     line.send(line.encode({"type": "ready"}))
     line.send(_outcome(line, line.receive()))
 
@@ -85,7 +90,8 @@ def _outcome(line: Line, request: dict[str, Any]) -> bytes:
         os._exit(wire.EXIT_MEMORY)
     except BaseException as error:  # noqa: BLE001 - generated code may raise anything; this is its boundary
         failure = "sandbox_violation" if isinstance(error, OSError) and error.errno in _DENIED else "tool_error"
-        return line.encode({"type": "raised", "failure": failure, "message": _described(error)})
+        limit = "output_limit" if isinstance(error, wire.TooLarge) else ""
+        return line.encode({"type": "raised", "failure": failure, "message": _described(error), "limit": limit})
 
 
 def _called(line: Line, request: dict[str, Any]) -> Any:
@@ -106,7 +112,7 @@ def _answer(line: Line, value: Any) -> bytes:
     try:
         return line.encode({"type": "returned", "value": value})
     except wire.TooLarge as error:
-        raise ValueError(f"returned {error}") from None
+        raise wire.TooLarge(f"returned {error}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"returned no JSON: {error}") from None
 
