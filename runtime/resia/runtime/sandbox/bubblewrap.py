@@ -23,6 +23,7 @@ from resia.events.errors import BoundaryError
 from resia.runtime.sandbox.landlock import NOT_STANDARD
 
 PROGRAM = "bwrap"
+ABSENT = "there is no program bwrap"
 # Where the inside's files and the working folder are, in there.
 INSIDE, EMPTY = "/inside", "/tmp"
 _LOADER_CACHE = "/etc/ld.so.cache"
@@ -108,7 +109,7 @@ def command(interpreter: tuple[str, ...], prelude: str, here: str, environment: 
     """
     program = shutil.which(PROGRAM)
     if program is None:
-        raise BoundaryError("there is no program bwrap")
+        raise BoundaryError(ABSENT)
     needs = view(interpreter, prelude, here)
     options = [program, *_ISOLATED]
     for name, value in environment.items():

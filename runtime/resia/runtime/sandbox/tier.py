@@ -40,7 +40,7 @@ ENCLOSED = Tier(
         "secrets: no environment, no inherited descriptor, no memory of the worker",
         "resources: CPU, wall time, memory, descriptors, size of every message",
     ),
-    exposes=("the kernel's own faults, through the few calls that remain",),
+    exposes=("kernel: its own faults, through the few calls that remain",),
     enclosed=True,
 )
 CONFINED = Tier(
@@ -53,17 +53,20 @@ CONFINED = Tier(
         "resources: CPU, wall time, memory, descriptors, size of every message",
     ),
     exposes=(
-        "that a path exists, its size and its times",
-        "the kernel's own faults, through the few calls that remain",
+        "files: that a path exists, its size and its times",
+        "kernel: its own faults, through the few calls that remain",
     ),
 )
 UNSAFE = Tier(
     name="unsafe-local: rlimits only",
     protects=(
         "environment: the child starts without it",
-        "resources of one process: CPU, wall time, memory, descriptors, size of every message",
+        "resources: CPU, wall time, memory, descriptors, size of every message",
     ),
-    exposes=("all that this user may read, reach, run or signal", "as root or on macOS, the number of processes too"),
+    exposes=(
+        "files, network, processes: all that this user may read, reach, run or signal",
+        "number of processes: as root or on macOS, any",
+    ),
     confined=False,
 )
 NONE = Tier(name="none", protects=(), exposes=(), confined=False)
