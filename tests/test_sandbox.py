@@ -286,6 +286,22 @@ def test_every_limit_has_a_name(tier, limit, source, failure):
     assert str(caught.value).startswith(f"{limit}: ")
 
 
+@pytest.mark.parametrize(
+    ("body", "failure"),
+    [
+        ("open('/etc/passwd')", "sandbox_violation"),
+        ("open('/no/such/file')", "sandbox_violation"),
+        ("open('neither')", "sandbox_violation"),
+        ("open('/etc/passwd/x')", "sandbox_violation"),
+        ("open(os.path.dirname(os.__file__) + '/no-such-module.py')", "tool_error"),
+        ("raise FileNotFoundError('no item of that name')", "tool_error"),
+        ("raise FileNotFoundError(2, 'no item of that name')", "tool_error"),
+    ],
+)
+def test_a_file_of_the_machine_is_a_violation_whether_it_is_there_or_not(sandbox, body, failure):
+    assert refused(sandbox, f"import os\ndef f():\n {body}")[0] == failure
+
+
 def test_a_failure_that_is_no_limit_names_none(sandbox):
     with pytest.raises(SandboxError) as caught:
         sandbox.run("def f(): return 1 // 0", "f", [])
