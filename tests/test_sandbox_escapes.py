@@ -1,25 +1,26 @@
-"""What generated code must not be able to do, on every tier that this machine can have.
+"""What generated code must not be able to reach or to do, on every tier that this machine can have.
 
 Each attempt would succeed in an ordinary process, on what the tests put there for it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sandbox_tiers import sandbox_of
+from sandbox_tiers import OPEN_DESCRIPTORS, out_of_reach, refused, returned, sandbox_of
 
 from resia.events.errors import SandboxError
-from resia.runtime.sandbox import ENCLOSED, NONE, TIERS, SandboxLimits, bubblewrap, probe, seccomp, server
+from resia.runtime.sandbox import TIERS, SandboxLimits
 
 SECRET = "RESIA_TEST_SECRET"
+C_ENVIRONMENT = """
+block, found = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ"), []
+while block and block[len(found)]: found.append(block[len(found)].decode())
+return found
+"""
 
 
 @pytest.fixture(scope="module", params=TIERS, ids=[tier.name.partition("+")[0] for tier in TIERS])
@@ -28,42 +29,6 @@ def sandbox(request):
         patch.setenv(SECRET, "hunter2")
         with sandbox_of(request.param, SandboxLimits(memory_bytes=256 * 2**20)) as made:
             yield made
-
-
-def source(body, imports):
-    return f"import {imports}\ndef f(*args):\n " + body.replace("\n", "\n ")
-
-
-def refused(sandbox, body, *args, imports="os"):
-    with pytest.raises(SandboxError) as caught:
-        sandbox.run(source(body, imports), "f", args)
-    return caught.value.failure, str(caught.value)
-
-
-def returned(sandbox, body, *args, imports="os"):
-    return sandbox.run(source(body, imports), "f", args).value
-
-
-def out_of_reach(sandbox, body, *args, imports="os"):
-    """Whether `body` was denied; a file that is not there because bubblewrap holds counts as one that is."""
-    return refused(sandbox, body, *args, imports=imports)[0] == "sandbox_violation"
-
-
-OPEN_DESCRIPTORS = """
-found = []
-for fd in range(32):
-    try:
-        os.fstat(fd)
-    except OSError:
-        continue
-    found.append(fd)
-"""
-C_ENVIRONMENT = """
-block, found = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ"), []
-while block and block[len(found)]: found.append(block[len(found)].decode())
-return found
-"""
-WRITE_TO_THE_LINE = OPEN_DESCRIPTORS + "while data: data = data[os.write(found[3], data):]\nos._exit(0)"
 
 
 def test_files_cannot_be_read_or_listed(sandbox, tmp_path):
@@ -152,42 +117,6 @@ def test_nothing_can_be_written(sandbox, tmp_path, body):
         before.st_mode,
         before.st_mtime_ns,
     )
-
-
-LOOK_AROUND = """
-import json, os, socket, sys
-files = [os.path.join(at, name) for at, _, names in os.walk("/", followlinks=False) for name in names]
-try:
-    open("/tmp/here", "w").close()
-    written = True
-except OSError:
-    written = False
-print(json.dumps({
-    "files": files, "roots": os.listdir("/"), "written": written, "pid": os.getpid(), "parent": os.getppid(),
-    "host": socket.gethostname(), "network": [name for _, name in socket.if_nameindex()],
-    "environment": dict(os.environ), "path": sys.path,
-}))
-"""
-
-
-def test_bubblewrap_shows_an_interpreter_and_nothing_else():
-    """Looked at without the other locks, by the interpreter that the fork server would be."""
-    with sandbox_of(ENCLOSED):
-        pass
-    words = server.program(enclosed=True)
-    words = [*words[: words.index("-c")], "-c", LOOK_AROUND]
-    done = subprocess.run(words, env={SECRET: "hunter2"}, capture_output=True, text=True, timeout=60, check=True)
-    seen = json.loads(done.stdout)
-    standard = tuple(seen["path"])
-    others = [name for name in seen["files"] if not name.startswith((*standard, bubblewrap.INSIDE))]
-    # The interpreter, shared libraries, and what the loader and the C library keep beside them.
-    known = (".so", "bin/python", "LC_CTYPE", "gconv-modules.cache")
-    assert [name for name in others if not any(part in name for part in known)] == []
-    assert not [name for name in seen["files"] if "/site-packages/" in name or "/dist-packages/" in name]
-    assert not {"proc", "dev", "home", "var", "sys", "run"} & set(seen["roots"])
-    assert (seen["written"], seen["pid"], seen["parent"], seen["host"]) == (False, 1, 0, "sandbox")
-    assert seen["network"] == ["lo"]
-    assert SECRET not in seen["environment"]
 
 
 def test_environment_holds_no_secret(sandbox):
@@ -440,216 +369,3 @@ def test_memory_is_limited(sandbox):
     failure, message = refused(sandbox, "kept = []\nwhile True: kept.append(bytearray(2**24))")
     assert (failure, message) == ("sandbox_violation", "memory_limit: needs more than 256 MiB of memory")
     assert refused(sandbox, "return len(b'x' * 2**30)")[0] == "sandbox_violation"
-
-
-def test_a_huge_answer_is_not_taken(sandbox):
-    failure, message = refused(sandbox, "return 'x' * 20_000_000")
-    assert failure == "tool_error"
-    assert "20000033 bytes of JSON, more than 1048576" in message
-    assert refused(sandbox, "return 'x' * 100_000_000")[0] in {"tool_error", "sandbox_violation"}
-
-
-def test_printing_goes_nowhere(sandbox, capfd):
-    body = "for _ in range(100): print('x' * 1_000_000)\nprint('y', file=sys.stderr)\nreturn sys.stdin.read()"
-    assert returned(sandbox, body, imports="sys") == ""
-    assert capfd.readouterr() == ("", "")
-
-
-BOMB = """
-import os, pickle
-
-class Bomb:
-    def __reduce__(self):
-        return os.system, (f"touch {target}",)
-"""
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "return Bomb()",
-        "return pickle.dumps(Bomb())",
-        "return {'answer': Bomb()}",
-        "return tools.score(answer=Bomb())",
-        "return tools.score(answer=pickle.dumps(Bomb()))",
-        "pickle.loads(pickle.dumps(Bomb()))\n if not os.path.exists(target): raise ValueError('a dud')",
-    ],
-)
-def test_a_pickle_bomb_does_not_go_off(sandbox, tmp_path, body):
-    target = tmp_path / "crater"
-    text = f"target = {str(target)!r}\n{BOMB}\ndef f(tools):\n {body}"
-    with pytest.raises(SandboxError) as caught:
-        sandbox.run(text, "f", [], {"score": lambda arguments: pickle.loads(arguments["answer"])})
-    assert caught.value.failure in {"tool_error", "sandbox_violation"}
-    assert not target.exists()
-
-
-def test_what_looks_like_a_pickle_stays_text(sandbox):
-    bomb = pickle.dumps(ZeroDivisionError()).decode("latin-1")
-    ran = sandbox.run("def f(text, tools): return tools.same(text=text)", "f", [bomb], {"same": lambda a: a["text"]})
-    assert ran.value == bomb
-    assert type(ran.calls[0][1]["text"]) is str
-
-
-PATCHES = """
-import builtins, gc, json, os, sys
-builtins.min = builtins.max = builtins.sum = builtins.abs = lambda *a, **k: 1
-builtins.len = builtins.len
-class Always:
-    def __eq__(self, other): return True
-    def __getattr__(self, name): return lambda *a, **k: 1
-for name in ("resia.domains", "resia.domains.base", "scorer", "numpy", "resia.agents.rollout"):
-    sys.modules[name] = Always()
-for module in list(sys.modules.values()):
-    for name in ("score", "check", "evaluate", "parse"):
-        if not name.startswith("_") and module is not json:
-            try:
-                setattr(module, name, lambda *a, **k: 1.0)
-            except (AttributeError, TypeError):
-                continue
-for found in gc.get_objects():
-    if isinstance(found, dict) and "reward" in found:
-        found["reward"] = 1.0
-def f(tools): return {"answer": 7, "seen": tools.score(answer=7), "again": tools.score(answer=42)}
-"""
-
-
-def test_a_patched_scorer_scores_as_before(sandbox):
-    def score(arguments):
-        return max(0.0, 1.0 - abs(arguments["answer"] - 42) / 42)
-
-    honest = sandbox.run("def f(tools): return tools.score(answer=7)", "f", [], {"score": score}).value
-    ran = sandbox.run(PATCHES, "f", [], {"score": score})
-    assert ran.value == {"answer": 7, "seen": honest, "again": 1.0}
-    assert ran.calls == (("score", {"answer": 7}, honest), ("score", {"answer": 42}, 1.0))
-    assert sandbox.run("def f(tools): return tools.score(answer=7)", "f", [], {"score": score}).value == honest
-
-
-FORGED = json.dumps({"type": "returned", "value": {"reward": 1.0}})
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        f"print({FORGED!r}, flush=True)",
-        f"sys.stdout.buffer.write(len({FORGED!r}).to_bytes(4) + {FORGED!r}.encode())\nsys.stdout.flush()",
-        f"sys.__stdout__.write({FORGED!r})\nsys.__stderr__.write({FORGED!r})",
-        f"for fd in (0, 1, 2): os.write(fd, len({FORGED!r}).to_bytes(4) + {FORGED!r}.encode())",
-    ],
-)
-def test_an_answer_forged_on_standard_output_is_none(sandbox, capfd, body):
-    assert returned(sandbox, f"{body}\nreturn 'mine'", imports="os, sys") == "mine"
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_forged_answer_is_the_code_s_own_and_ends_its_run(sandbox):
-    frame = len(FORGED).to_bytes(4, "big") + FORGED.encode()
-    body = f"data = {frame!r} * 3\n" + OPEN_DESCRIPTORS + "os.write(found[3], data)\nreturn 'mine'"
-    assert returned(sandbox, body) == {"reward": 1.0}
-    assert returned(sandbox, "return 'the next'") == "the next"
-
-
-@pytest.mark.parametrize("failure", ["infrastructure", "wrong", "BoundaryError", ""])
-def test_a_failure_that_is_not_the_code_s_cannot_be_claimed(sandbox, failure):
-    said = json.dumps({"type": "raised", "failure": failure, "message": "the engine is away"}).encode()
-    body = f"data = {len(said).to_bytes(4, 'big') + said!r}\n" + WRITE_TO_THE_LINE
-    assert refused(sandbox, body)[0] == "tool_error"
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"\xff\xff\xff\xff",
-        b"\x00\x00\x00\x03\x80\x04N",
-        b"\x00\x00\x00\x02{}",
-        b'\x00\x00\x00\x10{"type":"ready"}',
-        b"\x00\x0f\x00\x00" + b"[" * 0xF0000,
-    ],
-    ids=["too long", "pickle", "no type", "ready twice", "deep"],
-)
-def test_a_forged_message_is_the_code_s_own_failure(sandbox, sent):
-    body = f"data = {sent[:32]!r} + b'[' * {max(0, len(sent) - 32)}\n" + WRITE_TO_THE_LINE
-    failure, message = refused(sandbox, body)
-    assert failure == "tool_error"
-    assert message.removeprefix("output_limit: ").startswith("sent ")
-
-
-def test_a_forged_tool_call_reaches_only_the_tools(sandbox):
-    body = "args[0]._names.append('secret')\nreturn args[0].secret()"
-    with pytest.raises(SandboxError) as caught:
-        sandbox.run(f"def f(*args):\n {body.replace(chr(10), chr(10) + ' ')}", "f", [], {"open": lambda _: 1})
-    assert "no tool 'secret'" in str(caught.value)
-
-
-def verdict(program, number, machine, protection=0):
-    """The filter's answer, by interpreting it: the accumulator, and jumps that skip forward."""
-    audit = seccomp.ARCHITECTURES[machine].audit
-    data, accumulator, at = {0: number, 4: audit, 32: protection}, 0, 0
-    while True:
-        code, if_true, if_false, operand = program[at]
-        at += 1
-        match code:
-            case 0x20:
-                accumulator = data[operand]
-            case 0x15:
-                at += if_true if accumulator == operand else if_false
-            case 0x35:
-                at += if_true if accumulator >= operand else if_false
-            case 0x45:
-                at += if_true if accumulator & operand else if_false
-            case 0x06:
-                return operand
-
-
-@pytest.mark.parametrize(
-    ("machine", "allowed", "killed", "denied", "mapped"),
-    [
-        ("x86_64", {0, 1, 9, 10, 231, 257}, {101, 272, 321, 425, 2**30, 2**30 + 1}, {41, 42, 56, 57, 59, 62, 435}, 9),
-        ("aarch64", {63, 64, 222, 226, 94, 56}, {117, 97, 280, 425}, {198, 203, 220, 221, 129, 435}, 222),
-    ],
-)
-def test_filter_by_machine(machine, allowed, killed, denied, mapped):
-    program = seccomp.instructions(seccomp.ARCHITECTURES[machine])
-    assert {verdict(program, number, machine) for number in allowed} == {seccomp.ALLOW}
-    assert {verdict(program, number, machine) for number in killed} == {seccomp.KILL}
-    assert {verdict(program, number, machine) for number in denied} == {seccomp.DENY}
-    assert verdict(program, mapped, machine, protection=7) == seccomp.DENY
-    assert verdict(program, mapped, machine, protection=3) == seccomp.ALLOW
-    other = ({"x86_64", "aarch64"} - {machine}).pop()
-    assert verdict(program, 1, other) == seccomp.KILL
-
-
-WITHOUT_LANDLOCK = """
-import os
-from resia.events.errors import UsageError
-from resia.runtime.sandbox import NONE, ProcessSandbox, kernel, probe, seccomp
-
-kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-seccomp.install(seccomp.assemble([(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7fff0000)]))
-assert probe().tier is NONE
-try:
-    ProcessSandbox()
-except UsageError as error:
-    print(error)
-with ProcessSandbox(unsafe_local=True) as sandbox:
-    print(sandbox.tier)
-    print(sandbox.run("import os\\ndef f(n): return [n, dict(os.environ), os.path.exists('/')]", "f", [7]).value)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="takes Landlock away with seccomp")
-def test_without_landlock_it_refuses_unless_told():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_LANDLOCK], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    refusal, tier, value = done.stdout.splitlines()
-    assert "landlock_create_ruleset: Function not implemented" in refusal
-    assert refusal.endswith("--unsafe-local")
-    assert tier == "unsafe-local: rlimits only"
-    assert value == "[7, {}, True]"
-
-
-def test_the_strongest_tier_that_holds_is_found():
-    found = probe()
-    if found.tier is NONE:
-        pytest.skip(f"no tier holds here: {found.passed_over}")
-    assert list(found.passed_over) == [tier.name for tier in TIERS[: TIERS.index(found.tier)]]
