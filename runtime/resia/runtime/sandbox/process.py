@@ -33,13 +33,13 @@ WARM = 16
 class Unsandboxed(UsageError):
     """No tier holds here; `passed_over` says why, by name. The sentence gives the reason of the least demanding one."""
 
-    def __init__(self, passed_over: Mapping[str, str]) -> None:
-        why = list(passed_over.values())[-1]
+    def __init__(self, passed_over: dict[str, str]) -> None:
+        why = next(reversed(passed_over.values()), "none was tried")
         super().__init__(
             f"this machine has no sandbox for generated code ({why}): use a Linux kernel with Landlock and seccomp, or"
             " accept the risk with --unsafe-local"
         )
-        self.passed_over = dict(passed_over)
+        self.passed_over = passed_over
 
 
 class ProcessSandbox:
