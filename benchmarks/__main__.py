@@ -65,8 +65,9 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("bus and log, SmolLM2", ("runs", SMOLLM2, "share"), "{:.2%}", "< 1%"),
     ),
     "sandbox": (
-        Figure("sandbox start", ("start_ms",), "{:.0f} ms"),
+        Figure("sandbox start of a rollout", ("rollout_start_ms",), "{:.2f} ms", "< 2 ms"),
         Figure("sandbox call", ("call_ms",), "{:.1f} ms"),
+        Figure("sandbox, whole rollout", ("rollout_ms",), "{:.1f} ms"),
     ),
     "gate": (
         Figure("false accept, 24 binary items", _false_accept("binary-24"), "{:.3f}"),

@@ -78,8 +78,11 @@ def test_log(measured, everything):
 
 
 def test_sandbox(measured, everything):
-    result = measured("sandbox", "--starts", "1", "--calls", "2")
+    result = measured("sandbox", "--boots", "1", "--calls", "2")
     assert shows(everything, "sandbox", result) == labels(everything, "sandbox")
+    assert result["tier"] in result["tiers"]
+    for figures in result["tiers"].values():
+        assert min(figures[name] for name in ("boot_ms", "start_ms", "call_ms", "rollout_ms")) > 0
 
 
 def test_gate(measured, everything):
@@ -118,7 +121,7 @@ def test_one_can_be_run_by_its_path(tmp_path):
 
 
 def test_one_that_cannot_run_fails_the_whole(everything, capfd, tmp_path):
-    options = ["--starts", "1", "--calls", "2", "--out", str(tmp_path / "sandbox.json")]
+    options = ["--boots", "1", "--calls", "2", "--out", str(tmp_path / "sandbox.json")]
     assert everything.main(["sandbox", *options]) == 0
     assert "sandbox call" in capfd.readouterr().out
     assert everything.main(["sandbox", "--calls", "0"]) == 1

@@ -64,7 +64,7 @@ def test_a_command_that_is_shown_exists(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["resia doctor", "resia tail r --fast", "make coffee", "resia assets push", "cat x"]
+    "command", ["resia surgeon", "resia tail r --fast", "make coffee", "resia assets push", "cat x"]
 )
 def test_a_command_that_is_not_there_is_noticed(command, capsys):
     assert not exists(command, capsys)

@@ -10,28 +10,26 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sandbox_tiers import sandbox_of
 
 from resia.events.errors import BoundaryError, SandboxError, UsageError
-from resia.runtime.sandbox import CONFINED, ProcessSandbox, SandboxLimits
+from resia.runtime.sandbox import CONFINED, ENCLOSED, TIERS, UNSAFE, ProcessSandbox, SandboxLimits, probe
+
+
+@pytest.fixture(scope="module", params=TIERS, ids=[tier.name.partition("+")[0] for tier in TIERS])
+def tier(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def sandbox():
-    try:
-        made = ProcessSandbox(SandboxLimits(tool_calls=3))
-    except UsageError as error:
-        pytest.skip(str(error))
-    with made:
+def sandbox(tier):
+    with sandbox_of(tier, SandboxLimits(tool_calls=3)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def hasty():
-    try:
-        made = ProcessSandbox(SandboxLimits(wall_s=0.3))
-    except UsageError as error:
-        pytest.skip(str(error))
-    with made:
+def hasty(tier):
+    with sandbox_of(tier, SandboxLimits(wall_s=0.3)) as made:
         yield made
 
 
@@ -45,7 +43,11 @@ def test_values_cross_as_json(sandbox):
     ran = sandbox.run("def f(a, b): return {'sum': a + b, 'pair': (a, None, 'é', 1.5)}", "f", [1, 2])
     assert ran.value == {"sum": 3, "pair": [1, None, "é", 1.5]}
     assert ran.calls == ()
-    assert sandbox.tier == CONFINED.name == "landlock+seccomp+rlimits"
+
+
+def test_tiers_are_named_for_the_log(sandbox, tier):
+    assert sandbox.tier == tier.name
+    assert [tier.name for tier in TIERS] == ["bwrap+landlock+seccomp+rlimits", "landlock+seccomp+rlimits"]
 
 
 def test_standard_library_is_there_loaded_or_not(sandbox):
@@ -113,7 +115,7 @@ def test_tool_that_is_not_there(sandbox):
 
 def test_tool_calls_are_limited(sandbox):
     failure, message = refused(sandbox, "def f(tools):\n while True: tools.a()", tools={"a": lambda _: 1})
-    assert (failure, message) == ("tool_error", "called tools more than 3 times")
+    assert (failure, message) == ("tool_error", "call_limit: called tools more than 3 times")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +157,10 @@ def test_nothing_leaks_from_run_to_run(sandbox):
     assert sandbox.run(second, "f", []).value == []
 
 
-def test_the_same_source_gives_the_same_value(sandbox):
+def test_the_same_source_gives_the_same_value(sandbox, tier):
     source = "import random\ndef f(): return [random.random(), list({'a', 'b', 'c', 'd', 'e'})]"
     first = sandbox.run(source, "f", []).value
-    with ProcessSandbox() as other:
+    with sandbox_of(tier) as other:
         assert other.run(source, "f", []).value == first == sandbox.run(source, "f", []).value
 
 
@@ -173,28 +175,48 @@ def test_threads_share_a_sandbox(sandbox):
 
 
 def test_endless_loop_and_sleep_are_timeouts(hasty):
-    assert refused(hasty, "def f():\n while True: pass") == ("timeout", "took longer than 0.3 s")
-    assert refused(hasty, "import time\ndef f(): time.sleep(1000)") == ("timeout", "took longer than 0.3 s")
+    assert refused(hasty, "def f():\n while True: pass") == ("timeout", "wall_limit: took longer than 0.3 s")
+    assert refused(hasty, "import time\ndef f(): time.sleep(1000)") == ("timeout", "wall_limit: took longer than 0.3 s")
     assert hasty.run("def f(): return 1", "f", []).value == 1
 
 
 @pytest.mark.parametrize("before", ["", "signal.signal(signal.SIGXCPU, signal.SIG_IGN)"])
-def test_cpu_time_is_limited_even_if_its_signal_is_ignored(sandbox, before):
-    with ProcessSandbox(SandboxLimits(wall_s=60, cpu_s=1)) as short:
+def test_cpu_time_is_limited_even_if_its_signal_is_ignored(tier, before):
+    with sandbox_of(tier, SandboxLimits(wall_s=60, cpu_s=1)) as short:
         source = f"import signal\ndef f():\n {before or 'pass'}\n while True: pass"
-        assert refused(short, source) == ("timeout", "used more than 1 s of CPU")
+        assert refused(short, source) == ("timeout", "cpu_limit: used more than 1 s of CPU")
 
 
-def test_a_server_that_died_is_replaced(sandbox):
-    with ProcessSandbox() as mine:
+def family(pid):
+    """`pid` and all that come from it, as descriptors that become readable when they have ended."""
+    pids, found = [pid], []
+    for one in pids:
+        found.append(os.pidfd_open(one))
+        with open(f"/proc/{one}/task/{one}/children") as children:
+            pids += map(int, children.read().split())
+    return found
+
+
+def wait_for(descriptors):
+    for fd in descriptors:
+        try:
+            assert select.select([fd], [], [], 20)[0]
+        finally:
+            os.close(fd)
+
+
+def test_a_server_that_died_is_replaced(tier):
+    with sandbox_of(tier) as mine:
         before = mine.server_pid
+        ending = family(before)[:3]  # bwrap, the fork server, a guest
         os.kill(before, signal.SIGKILL)
+        wait_for(ending)
         assert mine.run("def f(): return 1", "f", []).value == 1
         assert mine.server_pid != before
 
 
-def test_a_server_that_dies_during_a_run_is_the_sandbox_s_fault(sandbox):
-    with ProcessSandbox() as mine:
+def test_a_server_that_dies_during_a_run_is_the_sandbox_s_fault(tier):
+    with sandbox_of(tier) as mine:
         kill = {"kill": lambda _: os.kill(mine.server_pid, signal.SIGKILL)}
         with pytest.raises(BoundaryError, match="died during a run") as caught:
             mine.run("def f(tools):\n tools.kill()\n while True: pass", "f", [], kill)
@@ -202,29 +224,136 @@ def test_a_server_that_dies_during_a_run_is_the_sandbox_s_fault(sandbox):
         assert mine.run("def f(): return 1", "f", []).value == 1
 
 
-def test_closing_ends_the_server_and_further_runs(sandbox):
-    with ProcessSandbox() as mine:
-        pid = mine.server_pid
+def test_closing_ends_the_server_and_further_runs(tier):
+    with sandbox_of(tier) as mine:
+        ending = family(mine.server_pid)
+    wait_for(ending)
     mine.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
     with pytest.raises(BoundaryError, match="closed"):
         mine.run("def f(): return 1", "f", [])
 
 
-def test_the_server_ends_with_its_parent(sandbox, tmp_path):
+def test_the_server_ends_with_its_parent(sandbox, tier, tmp_path):
     program = (
-        "import sys\nfrom resia.runtime.sandbox import ProcessSandbox\n"
-        "print(ProcessSandbox().server_pid, flush=True)\nsys.stdin.read()"
+        "import sys\nfrom resia.runtime.sandbox import ProcessSandbox, TIERS\n"
+        f"print(ProcessSandbox(tiers=[TIERS[{TIERS.index(tier)}]]).server_pid, flush=True)\nsys.stdin.read()"
     )
-    command, environment = [sys.executable, "-c", program], {"TMPDIR": str(tmp_path)}
+    command, environment = [sys.executable, "-c", program], {"TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        server = os.pidfd_open(int(parent.stdout.readline()))
+        ending = family(int(parent.stdout.readline()))
         parent.kill()
-    try:
-        assert select.select([server], [], [], 20)[0]
-    finally:
-        os.close(server)
+    wait_for(ending)
+
+
+def test_a_sandbox_outlives_the_thread_that_started_it(tier):
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(sandbox_of, tier).result()
+    with made:
+        before = made.server_pid
+        assert made.run("def f(): return 1", "f", []).value == 1
+        assert made.server_pid == before
+
+
+def test_guests_wait_ahead_and_more_are_made_when_none_is_left(tier):
+    with sandbox_of(tier, warm=2) as mine:
+        inner = {"next": lambda arguments: nested(arguments["left"])}
+
+        def nested(left):
+            source = "def f(left, tools): return 1 + (tools.next(left=left - 1) if left else 0)"
+            return mine.run(source, "f", [left], inner).value
+
+        assert nested(6) == 7  # seven runs at once, of which two were ready
+        assert mine.run("def f(): return 1", "f", []).value == 1
+
+
+@pytest.mark.parametrize("tier", [*TIERS, UNSAFE], ids=lambda tier: tier.name.partition("+")[0])
+@pytest.mark.parametrize(
+    ("limit", "source", "failure"),
+    [
+        ("wall_limit", "import time\ndef f(tools): time.sleep(1000)", "timeout"),
+        ("cpu_limit", "def f(tools):\n while True: pass", "timeout"),
+        pytest.param(
+            "memory_limit",
+            "def f(tools): return len(b'x' * 2**30)",
+            "sandbox_violation",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="limits the address space"),
+        ),
+        ("output_limit", "def f(tools): return 'x' * 2_000_000", "tool_error"),
+        ("output_limit", "def f(tools): return tools.a(x='x' * 2_000_000)", "tool_error"),
+        ("call_limit", "def f(tools):\n while True: tools.a()", "tool_error"),
+    ],
+)
+def test_every_limit_has_a_name(tier, limit, source, failure):
+    wall_s = 2.5 if limit == "wall_limit" else 60.0
+    with sandbox_of(tier, SandboxLimits(wall_s=wall_s, cpu_s=1)) as mine, pytest.raises(SandboxError) as caught:
+        mine.run(source, "f", [], {"a": lambda _: 1})
+    assert (caught.value.limit, caught.value.failure) == (limit, failure)
+    assert str(caught.value).startswith(f"{limit}: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "failure"),
+    [
+        ("open('/etc/passwd')", "sandbox_violation"),
+        ("open('/no/such/file')", "sandbox_violation"),
+        ("open('neither')", "sandbox_violation"),
+        ("open('/etc/passwd/x')", "sandbox_violation"),
+        ("open(os.path.dirname(os.__file__) + '/no-such-module.py')", "tool_error"),
+        ("raise FileNotFoundError('no item of that name')", "tool_error"),
+        ("raise FileNotFoundError(2, 'no item of that name')", "tool_error"),
+    ],
+)
+def test_a_file_of_the_machine_is_a_violation_whether_it_is_there_or_not(sandbox, body, failure):
+    assert refused(sandbox, f"import os\ndef f():\n {body}")[0] == failure
+
+
+def test_a_failure_that_is_no_limit_names_none(sandbox):
+    with pytest.raises(SandboxError) as caught:
+        sandbox.run("def f(): return 1 // 0", "f", [])
+    assert caught.value.limit == ""
+
+
+def test_a_tier_that_does_not_hold_is_passed_over(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with sandbox_of(CONFINED):  # skips where there is none
+        pass
+    with ProcessSandbox(warm=1) as mine:
+        assert mine.tier == CONFINED.name
+        assert mine.passed_over == {ENCLOSED.name: "there is no program bwrap"}
+    found = probe()
+    assert (found.tier, found.passed_over) == (CONFINED, mine.passed_over)
+
+
+REFUSES = """
+import sys
+sys.exit("bwrap: No permissions to create new namespace")
+"""
+ENCLOSES_NOTHING = """
+import os, sys
+words = sys.argv[sys.argv.index("--") + 1 :]
+here = sys.argv[sys.argv.index("/inside") - 1]
+os.execve(words[0], [here if word == "/inside" else word for word in words], {"PYTHONHASHSEED": "0"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        (REFUSES, ["did not start: bwrap: No permissions to create new namespace"]),
+        (ENCLOSES_NOTHING, ["a file of the machine", "a port of the machine", "processes of the machine"]),
+    ],
+    ids=["refuses", "encloses nothing"],
+)
+def test_a_bwrap_that_does_not_do_its_work_is_passed_over(monkeypatch, tmp_path, does, says):
+    with sandbox_of(CONFINED):
+        pass
+    fake = tmp_path / "bwrap"
+    fake.write_text(f"#!{sys.executable}{does}")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with ProcessSandbox(warm=1) as mine:
+        assert mine.tier == CONFINED.name
+        assert all(words in mine.passed_over[ENCLOSED.name] for words in says)
 
 
 def test_limits_under_which_nothing_runs_are_refused():

@@ -1,69 +1,87 @@
-"""What generated code must not be able to do. Each attempt would succeed in an ordinary process."""
+"""What generated code must not be able to reach or to do, on every tier that this machine can have.
+
+Each attempt would succeed in an ordinary process, on what the tests put there for it.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sandbox_tiers import OPEN_DESCRIPTORS, out_of_reach, refused, returned, sandbox_of
 
-from resia.events.errors import SandboxError, UsageError
-from resia.runtime.sandbox import ProcessSandbox, SandboxLimits, probe, seccomp
+from resia.events.errors import SandboxError
+from resia.runtime.sandbox import TIERS, SandboxLimits
 
 SECRET = "RESIA_TEST_SECRET"
+C_ENVIRONMENT = """
+block, found = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ"), []
+while block and block[len(found)]: found.append(block[len(found)].decode())
+return found
+"""
 
 
-@pytest.fixture(scope="module")
-def sandbox():
+@pytest.fixture(scope="module", params=TIERS, ids=[tier.name.partition("+")[0] for tier in TIERS])
+def sandbox(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SECRET, "hunter2")
-        try:
-            made = ProcessSandbox(SandboxLimits(memory_bytes=256 * 2**20))
-        except UsageError as error:
-            pytest.skip(str(error))
-        with made:
+        with sandbox_of(request.param, SandboxLimits(memory_bytes=256 * 2**20)) as made:
             yield made
-
-
-def refused(sandbox, body, *args, imports="os"):
-    source = f"import {imports}\ndef f(*args):\n " + body.replace("\n", "\n ")
-    with pytest.raises(SandboxError) as caught:
-        sandbox.run(source, "f", args)
-    return caught.value.failure, str(caught.value)
-
-
-def returned(sandbox, body, *args, imports="os"):
-    return sandbox.run(f"import {imports}\ndef f(*args):\n " + body.replace("\n", "\n "), "f", args).value
-
-
-OPEN_DESCRIPTORS = """
-found = []
-for fd in range(32):
-    try:
-        os.fstat(fd)
-    except OSError:
-        continue
-    found.append(fd)
-"""
-WRITE_TO_THE_LINE = OPEN_DESCRIPTORS + "while data: data = data[os.write(found[3], data):]\nos._exit(0)"
 
 
 def test_files_cannot_be_read_or_listed(sandbox, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("hunter2")
-    failure, message = refused(sandbox, "return open(args[0]).read()", str(secret))
-    assert failure == "sandbox_violation"
-    assert "PermissionError" in message
-    assert refused(sandbox, "return os.listdir(args[0])", str(tmp_path))[0] == "sandbox_violation"
+    assert out_of_reach(sandbox, "return open(args[0]).read()", str(secret))
+    assert out_of_reach(sandbox, "return os.listdir(args[0])", str(tmp_path))
+
+
+# Ways to a file that do not begin with its own name; `gold` is its path, `link` a symbolic link to it, `hard` another.
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return open(gold).read()",
+        "return open(link).read()",
+        "return open(hard).read()",
+        "return open('/proc/self/root' + gold).read()",
+        "return open('/proc/1/root' + gold).read()",
+        "return open('/proc/self/cwd/' + '../' * 20 + gold).read()",
+        "return open('/proc/thread-self/root' + gold).read()",
+        "return open(f'/proc/{args[1]}/root' + gold).read()",
+        "return open(f'/proc/{args[1]}/cwd/' + '../' * 20 + gold).read()",
+        "return open(os.path.dirname(os.__file__) + '/..' * 20 + gold).read()",
+        "return open('../' * 20 + gold).read()",
+        "at = os.open(os.path.dirname(os.__file__), os.O_RDONLY)\n"
+        "return os.read(os.open('../' * 20 + gold, os.O_RDONLY, dir_fd=at), 9)",
+        "at = os.open('/', os.O_PATH)\nreturn os.read(os.open(gold[1:], os.O_RDONLY, dir_fd=at), 9)",
+        "fd = os.open(gold, os.O_PATH)\nreturn open(f'/proc/self/fd/{fd}').read()",
+        "os.chroot(os.path.dirname(gold))\nreturn open('/gold.json').read()",
+        "os.symlink(gold, 'here')\nreturn open('here').read()",
+        "os.link(gold, 'here')\nreturn open('here').read()",
+        "os.rename(gold, 'here')\nreturn open('here').read()",
+        "import fileinput\nreturn list(fileinput.input([gold]))",
+        "import importlib.machinery\nreturn importlib.machinery.SourceFileLoader('x', gold).get_data(gold)",
+        "import linecache\nreturn linecache.getlines(gold) or open(gold).read()",
+    ],
+)
+def test_the_gold_file_is_out_of_reach(sandbox, tmp_path, body):
+    gold, link, hard = tmp_path / "gold.json", tmp_path / "link", tmp_path / "hard"
+    gold.write_text('{"answer": "42"}')
+    link.symlink_to(gold)
+    hard.hardlink_to(gold)
+    body = f"gold, link, hard = {str(gold)!r}, {str(link)!r}, {str(hard)!r}\n{body}"
+    assert out_of_reach(sandbox, body, str(gold), os.getpid())
+    assert gold.read_text() == '{"answer": "42"}'
 
 
 def test_installed_packages_are_no_part_of_the_standard_library(sandbox):
     body = "return sorted(os.listdir(os.path.dirname(os.__file__)))"
     assert "json" in returned(sandbox, body)
     body = "return open(os.path.join(os.path.dirname(os.__file__), 'site-packages', 'README.txt')).read()"
-    assert refused(sandbox, body)[0] == "sandbox_violation"
+    assert out_of_reach(sandbox, body)
+    assert "ModuleNotFoundError" in refused(sandbox, "pass", imports="resia.domains")[1]
 
 
 @pytest.mark.parametrize(
@@ -77,17 +95,22 @@ def test_installed_packages_are_no_part_of_the_standard_library(sandbox):
         "os.utime(args[0] + '/old')",
         "os.rename(args[0] + '/old', args[0] + '/new')",
         "os.symlink('/', args[0] + '/new')",
+        "os.open(args[0], os.O_TMPFILE | os.O_RDWR)",
+        "os.mkfifo(args[0] + '/new')",
+        "os.mknod(args[0] + '/new')",
+        "os.setxattr(args[0] + '/old', 'user.a', b'1')",
         "os.chdir('/')",
         "open('here', 'w')",
+        "open('/tmp/here', 'w')",
+        "open(os.path.dirname(os.__file__) + '/here.py', 'w')",
+        "open('/dev/shm/here', 'w')",
     ],
 )
 def test_nothing_can_be_written(sandbox, tmp_path, body):
     old = tmp_path / "old"
     old.write_text("kept")
     before = old.stat()
-    failure, message = refused(sandbox, body, str(tmp_path))
-    assert failure == "sandbox_violation"
-    assert "PermissionError" in message
+    assert out_of_reach(sandbox, body, str(tmp_path))
     assert os.listdir(tmp_path) == ["old"]
     assert (old.read_text(), old.stat().st_mode, old.stat().st_mtime_ns) == (
         "kept",
@@ -99,7 +122,8 @@ def test_nothing_can_be_written(sandbox, tmp_path, body):
 def test_environment_holds_no_secret(sandbox):
     assert SECRET in os.environ
     assert returned(sandbox, "return dict(os.environ)") == {}
-    assert refused(sandbox, "return open('/proc/self/environ').read()")[0] == "sandbox_violation"
+    assert out_of_reach(sandbox, "return open('/proc/self/environ', 'rb').read()")
+    assert returned(sandbox, C_ENVIRONMENT, imports="ctypes") == []
 
 
 def test_one_descriptor_is_inherited(sandbox):
@@ -108,21 +132,123 @@ def test_one_descriptor_is_inherited(sandbox):
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("target", ["/proc/{}/mem", "/proc/{}/environ", "/proc/{}/maps", "/proc/self/mem"])
-def test_no_memory_is_in_reach(sandbox, target):
-    for pid in (os.getpid(), sandbox.server_pid):
-        assert refused(sandbox, "open(args[0], 'rb').read(1)", target.format(pid))[0] == "sandbox_violation"
+@pytest.mark.parametrize("name", ["mem", "environ", "maps", "stack", "auxv", "fd", "map_files", "task", "root"])
+def test_no_memory_is_in_reach_by_proc(sandbox, name):
+    for pid in ("self", "1", os.getpid(), os.getppid(), sandbox.server_pid):
+        body = "path = args[0]\nreturn os.listdir(path) if os.path.isdir(path) else open(path, 'rb').read(1)"
+        assert out_of_reach(sandbox, body, f"/proc/{pid}/{name}")
 
 
-def test_no_network(sandbox):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = list(listener.getsockname())
-        assert (
-            refused(sandbox, "socket.create_connection(args[0])", address, imports="socket")[0] == "sandbox_violation"
-        )
-    for family in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"):
-        assert refused(sandbox, f"socket.socket(socket.{family})", imports="socket")[0] == "sandbox_violation"
-    assert refused(sandbox, "socket.socketpair()", imports="socket")[0] == "sandbox_violation"
+READ_MEMORY = """
+class Span(ctypes.Structure):
+    _fields_ = [('base', ctypes.c_void_p), ('length', ctypes.c_size_t)]
+kept = ctypes.create_string_buffer(8)
+mine, theirs = Span(ctypes.addressof(kept), 8), Span(args[1], 8)
+return [ctypes.CDLL(None).process_vm_readv(args[0], ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0), kept.raw.hex()]
+"""
+
+
+def test_no_memory_of_another_process_can_be_read(sandbox):
+    here = id(SECRET)
+    for pid in (os.getpid(), os.getppid(), sandbox.server_pid, 1):
+        for body in (READ_MEMORY, "return ctypes.CDLL(None).ptrace(16, args[0], 0, 0)"):
+            assert refused(sandbox, body, pid, here, imports="ctypes") == ("sandbox_violation", "killed by SIGSYS")
+
+
+def test_runs_side_by_side_do_not_see_each_other(sandbox):
+    """One waits in a tool while another looks for it by every number near its own."""
+    search = """
+def attempt(what):
+    try:
+        what()
+    except (PermissionError, FileNotFoundError):
+        return False
+    return True
+
+def f():
+    me, found = os.getpid(), []
+    for pid in [*range(max(1, me - 40), me), *range(me + 1, me + 40)]:
+        if attempt(lambda: os.kill(pid, 0)): found.append(("kill", pid))
+        if attempt(lambda: open(f"/proc/{pid}/mem", "rb")): found.append(("mem", pid))
+        if attempt(lambda: os.listdir(f"/proc/{pid}/fd")): found.append(("fd", pid))
+        if attempt(lambda: os.getpgid(pid)): found.append(("group", pid))
+        if attempt(lambda: os.sched_getaffinity(pid)): found.append(("affinity", pid))
+    return found
+"""
+    seen = []
+    held = "import os\nsecret = 'the other answer'\ndef f(tools): return [tools.wait(), secret]"
+    wait = {"wait": lambda _: seen.append(sandbox.run("import os\n" + search, "f", []).value)}
+    assert sandbox.run(held, "f", [], wait).value == [None, "the other answer"]
+    assert seen == [[]]
+
+
+def test_a_run_holds_the_line_of_no_other(sandbox):
+    """Many guests wait at once, and each has the one descriptor that is its own."""
+
+    def ask(number):
+        return returned(sandbox, OPEN_DESCRIPTORS + "return [len(found), args[0]]", number)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(16))) == [[4, number] for number in range(16)]
+
+
+def test_no_network(sandbox, tmp_path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(socket.AF_UNIX) as named,
+        socket.socket(socket.AF_UNIX) as abstract,
+    ):
+        named.bind(str(tmp_path / "line"))
+        abstract.bind(f"\0resia-{os.getpid()}")
+        for each in (named, abstract):
+            each.listen()
+        port = list(listener.getsockname())
+        assert out_of_reach(sandbox, "socket.create_connection(args[0])", port, imports="socket")
+        for address in (str(tmp_path / "line"), f"\0resia-{os.getpid()}"):
+            assert out_of_reach(sandbox, "socket.socket(socket.AF_UNIX).connect(args[0])", address, imports="socket")
+        for each in (listener, named, abstract):
+            each.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                each.accept()
+
+
+# unix, inet, inet6, netlink, packet, bluetooth, alg, vsock
+@pytest.mark.parametrize("family", [1, 2, 10, 16, 17, 31, 38, 40])
+@pytest.mark.parametrize("kind", ["STREAM", "DGRAM", "RAW", "SEQPACKET"])
+def test_no_socket_of_any_family(sandbox, family, kind):
+    body = f"socket.socket({family}, socket.SOCK_{kind})"
+    assert refused(sandbox, body, imports="socket")[0] == "sandbox_violation"
+
+
+# Held for ever, for closing it would end the run.
+THE_LINE = (
+    OPEN_DESCRIPTORS
+    + """
+def line():
+    socket.held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, found[3])
+    return socket.held
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "socket.socketpair()",
+        "socket.getaddrinfo('localhost', 80)",
+        "line().connect('\\0resia')",
+        "line().bind('')",
+        "line().sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b'\\0\\0\\0\\0')])",
+        "line().sendto(b'x', '\\0resia')",
+        "line().recvmsg(1, 100)",
+        "line().getsockname()",
+        "line().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)",
+        "line().dup()",
+    ],
+)
+def test_the_line_is_for_reading_and_writing_alone(sandbox, body):
+    failure, message = refused(sandbox, THE_LINE + body, imports="os, socket")
+    assert failure == "sandbox_violation" or "gaierror" in message
 
 
 @pytest.mark.parametrize(
@@ -138,6 +264,12 @@ def test_no_network(sandbox):
         "os.setsid()",
         "os.setpgid(0, args[0])",
         "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        "os.nice(-5)",
+        "os.sched_setaffinity(0, {0})",
+        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
+        "os.pidfd_open(os.getppid())",
+        "os.setuid(0)",
+        "os.setgroups([0])",
     ],
 )
 def test_no_other_process_can_be_made_or_touched(sandbox, body):
@@ -165,122 +297,75 @@ def test_raw_system_calls_are_denied(sandbox):
     assert returned(sandbox, body, imports="ctypes") == [[-1, 1]] * 5
 
 
-@pytest.mark.parametrize("call", ["ptrace(0, 0, 0, 0)", "unshare(0x10000000)", "process_vm_readv(1, 0, 0, 0, 0, 0)"])
+KILLED = (
+    "ptrace(0, 0, 0, 0)",
+    "unshare(0x10000000)",
+    "setns(0, 0)",
+    "process_vm_readv(1, 0, 0, 0, 0, 0)",
+    "process_vm_writev(1, 0, 0, 0, 0, 0)",
+    "memfd_create(b'x', 0)",
+    "mount(b'none', b'/', b'tmpfs', 0, 0)",
+    "umount2(b'/', 2)",
+    "chroot(b'/')",
+    "syscall(425, 1, 0)",  # io_uring_setup
+)
+
+
+@pytest.mark.parametrize("call", KILLED)
 def test_system_calls_that_no_honest_code_makes_kill(sandbox, call):
     failure, message = refused(sandbox, f"ctypes.CDLL(None).{call}", imports="ctypes")
     assert (failure, message) == ("sandbox_violation", "killed by SIGSYS")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while True: os.fork()",
+        "for _ in range(10_000): os.posix_spawn(sys.executable, [sys.executable], {})",
+        "kept = [threading.Thread(target=time.sleep, args=(60,)) for _ in range(1000)]\nfor one in kept: one.start()",
+        "import concurrent.futures as c\nlist(c.ThreadPoolExecutor(100).map(time.sleep, [60] * 100))",
+        "[_thread.start_new_thread(time.sleep, (60,)) for _ in range(1000)]",
+        "import subprocess\nwhile True: subprocess.Popen(['true'])",
+        "import multiprocessing as m\nwhile True: m.Process(target=print).start()",
+    ],
+    ids=["fork", "spawn", "threads", "pool", "bare threads", "subprocess", "multiprocessing"],
+)
+def test_a_fork_bomb_makes_nothing(sandbox, body):
+    failure, message = refused(sandbox, body, imports="_thread, os, sys, threading, time")
+    # Where a module needs an extension module that was not loaded before the locks, there is not even the module.
+    assert failure == "sandbox_violation" or "can't start new thread" in message or "ImportError" in message
+    assert returned(sandbox, "return 1") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "with open('/tmp/full', 'wb') as file:\n while True: file.write(b'x' * 2**20)",
+        "with open(args[0], 'ab') as file:\n while True: file.write(b'x' * 2**20)",
+        "import tempfile\nwith tempfile.TemporaryFile() as file:\n while True: file.write(b'x' * 2**20)",
+        "os.posix_fallocate(os.open(args[0], os.O_RDWR), 0, 2**30)",
+        "fd = os.memfd_create('full')\nos.truncate(fd, 2**30)",
+        "from multiprocessing import shared_memory\nshared_memory.SharedMemory(create=True, size=2**30)",
+        "while True: os.write(os.open('/dev/shm/full', os.O_CREAT | os.O_WRONLY), b'x' * 2**20)",
+    ],
+)
+def test_no_disk_or_shared_memory_is_filled(sandbox, tmp_path, body):
+    target = tmp_path / "full"
+    target.write_bytes(b"")
+    failure, message = refused(sandbox, body, str(target))
+    assert failure == "sandbox_violation" or "ImportError" in message or "No usable temp" in message
+    assert target.stat().st_size == 0
+    assert not os.path.exists("/dev/shm/full")
+
+
+@pytest.mark.parametrize("number", [29, 30, 68, 240])  # shmget, shmat, msgget, mq_open
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+def test_no_memory_or_queue_outlives_a_run(sandbox, number):
+    body = "libc = ctypes.CDLL(None, use_errno=True)\nreturn [libc.syscall(args[0], 0, 4096, 896), ctypes.get_errno()]"
+    assert returned(sandbox, body, number, imports="ctypes") == [-1, 1]
+
+
 def test_memory_is_limited(sandbox):
     failure, message = refused(sandbox, "kept = []\nwhile True: kept.append(bytearray(2**24))")
-    assert (failure, message) == ("sandbox_violation", "needs more than 256 MiB of memory")
+    assert (failure, message) == ("sandbox_violation", "memory_limit: needs more than 256 MiB of memory")
     assert refused(sandbox, "return len(b'x' * 2**30)")[0] == "sandbox_violation"
-
-
-def test_a_huge_answer_is_not_taken(sandbox):
-    failure, message = refused(sandbox, "return 'x' * 20_000_000")
-    assert failure == "tool_error"
-    assert "20000033 bytes of JSON, more than 1048576" in message
-    assert refused(sandbox, "return 'x' * 100_000_000")[0] in {"tool_error", "sandbox_violation"}
-
-
-def test_printing_goes_nowhere(sandbox, capfd):
-    body = "for _ in range(100): print('x' * 1_000_000)\nprint('y', file=sys.stderr)\nreturn sys.stdin.read()"
-    assert returned(sandbox, body, imports="sys") == ""
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"\xff\xff\xff\xff",
-        b"\x00\x00\x00\x03\x80\x04N",
-        b"\x00\x00\x00\x02{}",
-        b'\x00\x00\x00\x10{"type":"ready"}',
-        b"\x00\x0f\x00\x00" + b"[" * 0xF0000,
-    ],
-    ids=["too long", "pickle", "no type", "ready twice", "deep"],
-)
-def test_a_forged_message_is_the_code_s_own_failure(sandbox, sent):
-    body = f"data = {sent[:32]!r} + b'[' * {max(0, len(sent) - 32)}\n" + WRITE_TO_THE_LINE
-    failure, message = refused(sandbox, body)
-    assert failure == "tool_error"
-    assert message.startswith("sent ")
-
-
-def test_a_forged_tool_call_reaches_only_the_tools(sandbox):
-    body = "args[0]._names.append('secret')\nreturn args[0].secret()"
-    with pytest.raises(SandboxError) as caught:
-        sandbox.run(f"def f(*args):\n {body.replace(chr(10), chr(10) + ' ')}", "f", [], {"open": lambda _: 1})
-    assert "no tool 'secret'" in str(caught.value)
-
-
-def verdict(program, number, machine, protection=0):
-    """The filter's answer, by interpreting it: the accumulator, and jumps that skip forward."""
-    audit = seccomp.ARCHITECTURES[machine].audit
-    data, accumulator, at = {0: number, 4: audit, 32: protection}, 0, 0
-    while True:
-        code, if_true, if_false, operand = program[at]
-        at += 1
-        match code:
-            case 0x20:
-                accumulator = data[operand]
-            case 0x15:
-                at += if_true if accumulator == operand else if_false
-            case 0x35:
-                at += if_true if accumulator >= operand else if_false
-            case 0x45:
-                at += if_true if accumulator & operand else if_false
-            case 0x06:
-                return operand
-
-
-@pytest.mark.parametrize(
-    ("machine", "allowed", "killed", "denied", "mapped"),
-    [
-        ("x86_64", {0, 1, 9, 10, 231, 257}, {101, 272, 321, 425, 2**30, 2**30 + 1}, {41, 42, 56, 57, 59, 62, 435}, 9),
-        ("aarch64", {63, 64, 222, 226, 94, 56}, {117, 97, 280, 425}, {198, 203, 220, 221, 129, 435}, 222),
-    ],
-)
-def test_filter_by_machine(machine, allowed, killed, denied, mapped):
-    program = seccomp.instructions(seccomp.ARCHITECTURES[machine])
-    assert {verdict(program, number, machine) for number in allowed} == {seccomp.ALLOW}
-    assert {verdict(program, number, machine) for number in killed} == {seccomp.KILL}
-    assert {verdict(program, number, machine) for number in denied} == {seccomp.DENY}
-    assert verdict(program, mapped, machine, protection=7) == seccomp.DENY
-    assert verdict(program, mapped, machine, protection=3) == seccomp.ALLOW
-    other = ({"x86_64", "aarch64"} - {machine}).pop()
-    assert verdict(program, 1, other) == seccomp.KILL
-
-
-WITHOUT_LANDLOCK = """
-import os
-from resia.events.errors import UsageError
-from resia.runtime.sandbox import NONE, ProcessSandbox, kernel, probe, seccomp
-
-kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-seccomp.install(seccomp.assemble([(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7fff0000)]))
-assert probe() is NONE
-try:
-    ProcessSandbox()
-except UsageError as error:
-    print(error)
-with ProcessSandbox(unsafe_local=True) as sandbox:
-    print(sandbox.tier)
-    print(sandbox.run("import os\\ndef f(n): return [n, dict(os.environ), os.path.exists('/')]", "f", [7]).value)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="takes Landlock away with seccomp")
-def test_without_landlock_it_refuses_unless_told():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_LANDLOCK], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    refusal, tier, value = done.stdout.splitlines()
-    assert "landlock_create_ruleset: Function not implemented" in refusal
-    assert refusal.endswith("--unsafe-local")
-    assert tier == "unsafe-local: rlimits only"
-    assert value == "[7, {}, True]"
-
-
-def test_probe_tries_and_says_what_holds(sandbox):
-    assert probe() == sandbox.details

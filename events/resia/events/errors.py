@@ -51,11 +51,12 @@ class ModelError(BoundaryError): ...
 
 
 class SandboxError(BoundaryError):
-    """Generated source failed. `failure` is the failure class it is recorded as."""
+    """Generated source failed. `failure` is the failure class it is recorded as; `limit` names one that it reached."""
 
-    def __init__(self, failure: str, message: str) -> None:
+    def __init__(self, failure: str, message: str, limit: str = "") -> None:
         super().__init__(message)
         self.failure = failure
+        self.limit = limit
 
 
 class TrainerError(BoundaryError):

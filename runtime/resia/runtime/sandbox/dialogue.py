@@ -17,7 +17,7 @@ import msgspec
 from resia.agents.ports import Json, Ran, Tool
 from resia.events.errors import SandboxError
 from resia.runtime.sandbox import wire
-from resia.runtime.sandbox.limits import SandboxLimits
+from resia.runtime.sandbox.limits import Limit, SandboxLimits
 
 _LONGEST_MESSAGE = 300
 _FORK_S = 30.0
@@ -49,20 +49,36 @@ class Returned(msgspec.Struct, frozen=True, tag="returned"):
 
 
 class Raised(msgspec.Struct, frozen=True, tag="raised"):
-    """The code failed."""
+    """The code failed. `limit` when what it returned, or a tool's arguments, took more than a message may."""
 
     failure: Literal["tool_error", "sandbox_violation"]
     message: str
+    limit: Literal["", "output_limit"] = ""
 
 
 _Word = Ready | Called | Returned | Raised
 _words: msgspec.json.Decoder[_Word] = msgspec.json.Decoder(_Word)
 
 
-def failed(failure: str, message: str) -> SandboxError:
+# The class of failure that a run which reached a limit is recorded as.
+_CLASSES: dict[Limit, str] = {
+    "wall_limit": "timeout",
+    "cpu_limit": "timeout",
+    "memory_limit": "sandbox_violation",
+    "output_limit": "tool_error",
+    "call_limit": "tool_error",
+}
+
+
+def reached(limit: Limit, message: str) -> SandboxError:
+    """The SandboxError of a run that reached `limit`; its message begins with the limit's name."""
+    return SandboxError(_CLASSES[limit], f"{limit}: {message}", limit)
+
+
+def failed(failure: str, message: str, limit: str = "") -> SandboxError:
     """A SandboxError whose message is fit for a log: printable and short."""
     printable = "".join(letter if letter.isprintable() else " " for letter in message[: 2 * _LONGEST_MESSAGE])
-    return SandboxError(failure, printable[:_LONGEST_MESSAGE])
+    return SandboxError(failure, printable[:_LONGEST_MESSAGE], limit)
 
 
 class Dialogue:
@@ -92,14 +108,14 @@ class Dialogue:
                     self._serve(tool, arguments)
                 case Returned(value):
                     return Ran(value, tuple(self._calls))
-                case Raised(failure, message):
-                    raise failed(failure, message)
+                case Raised(failure, message, limit):
+                    raise failed(failure, f"{limit}: {message}" if limit else message, limit)
                 case Ready():
                     raise failed("tool_error", "sent what no sandbox sends")
 
     def _serve(self, name: str, arguments: dict[str, Json]) -> None:
         if len(self._calls) >= self._limits.tool_calls:
-            raise failed("tool_error", f"called tools more than {self._limits.tool_calls} times")
+            raise reached("call_limit", f"called tools more than {self._limits.tool_calls} times")
         started = time.monotonic()
         reply = self._reply(name, arguments)
         # The code pays for its own time alone.
@@ -138,7 +154,7 @@ class Dialogue:
         except (EOFError, ConnectionError):
             raise Gone(self._ready) from None
         except wire.TooLarge as error:
-            raise failed("tool_error", f"sent {error}") from None
+            raise reached("output_limit", f"sent {error}") from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise failed("tool_error", f"sent no JSON: {error}") from None
 
@@ -152,4 +168,4 @@ class Dialogue:
             raise Gone(self._ready) from None
 
     def _late(self) -> SandboxError:
-        return failed("timeout", f"took longer than {self._limits.wall_s} s")
+        return reached("wall_limit", f"took longer than {self._limits.wall_s} s")

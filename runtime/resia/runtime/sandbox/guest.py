@@ -17,10 +17,17 @@ from typing import Any
 
 from resia.runtime.sandbox import wire
 from resia.runtime.sandbox.confine import Locks, confine_guest
+from resia.runtime.sandbox.landlock import NOT_STANDARD
 from resia.runtime.sandbox.wire import Setup
 
-_DENIED = (errno.EPERM, errno.EACCES, errno.EFBIG)
+_DENIED = (errno.EPERM, errno.EACCES, errno.EFBIG, errno.EROFS)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_STANDARD = tuple(sys.path)
 _LONGEST_MESSAGE = 1000
+# A run of our own before the guest waits: the pages that every run writes to are copied now, and not during the run.
+_REHEARSAL = json.dumps(
+    {"source": "def f(text):\n    return {'answer': text.split()[-1]}\n", "entry": "f", "args": ["a b"], "tools": None}
+)
 
 
 class Tools:
@@ -69,14 +76,15 @@ class Line:
 
 
 def live(fd: int, setup: Setup, locks: Locks | None, server: int) -> None:
-    """The whole life of a guest: lock, say so, then run what is asked. Returns when it has answered."""
+    """The whole life of a guest: lock, rehearse, say so, then run what is asked. Returns when it has answered."""
     confine_guest(setup, locks, server)
     line = Line(fd, setup.message_bytes)
+    _outcome(line, json.loads(_REHEARSAL), setup.confined)
     line.send(line.encode({"type": "ready"}))
-    line.send(_outcome(line, line.receive()))
+    line.send(_outcome(line, line.receive(), setup.confined))
 
 
-def _outcome(line: Line, request: dict[str, Any]) -> bytes:
+def _outcome(line: Line, request: dict[str, Any], confined: bool) -> bytes:
     try:
         value = _called(line, request)
         return _answer(line, value)
@@ -84,8 +92,23 @@ def _outcome(line: Line, request: dict[str, Any]) -> bytes:
         # Describing it might need memory.
         os._exit(wire.EXIT_MEMORY)
     except BaseException as error:  # noqa: BLE001 - generated code may raise anything; this is its boundary
-        failure = "sandbox_violation" if isinstance(error, OSError) and error.errno in _DENIED else "tool_error"
-        return line.encode({"type": "raised", "failure": failure, "message": _described(error)})
+        failure = "sandbox_violation" if isinstance(error, OSError) and _is_violation(error, confined) else "tool_error"
+        limit = "output_limit" if isinstance(error, wire.TooLarge) else ""
+        return line.encode({"type": "raised", "failure": failure, "message": _described(error), "limit": limit})
+
+
+def _is_violation(error: OSError, confined: bool) -> bool:
+    """Whether a lock said no, or the code reached for a file of the machine's.
+
+    Where there are namespaces such a file is not there, elsewhere it may not be opened; to a confined run both are one,
+    so that neither the tier nor what is on the machine decides how its failure is recorded.
+    """
+    if error.errno in _DENIED:
+        return True
+    if not confined or error.errno not in _ABSENT or not isinstance(error.filename, str | bytes):
+        return False
+    path = os.path.normpath(os.fsdecode(error.filename))
+    return not path.startswith(_STANDARD) or any(name in path.split(os.sep) for name in NOT_STANDARD)
 
 
 def _called(line: Line, request: dict[str, Any]) -> Any:
@@ -106,7 +129,7 @@ def _answer(line: Line, value: Any) -> bytes:
     try:
         return line.encode({"type": "returned", "value": value})
     except wire.TooLarge as error:
-        raise ValueError(f"returned {error}") from None
+        raise wire.TooLarge(f"returned {error}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"returned no JSON: {error}") from None
 

@@ -21,7 +21,7 @@ _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _FILE_RIGHTS_SINCE_5 = 16
 _TCP_BIND_AND_CONNECT = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
-_NOT_STANDARD = ("site-packages", "dist-packages")
+NOT_STANDARD = ("site-packages", "dist-packages")
 
 
 def abi() -> int:
@@ -44,7 +44,7 @@ def _readable(root: str) -> Iterator[tuple[str, int]]:
     yield root, _READ_DIR
     with os.scandir(root) as entries:
         for entry in entries:
-            if entry.name not in _NOT_STANDARD and (entry.is_dir() or entry.is_file()):
+            if entry.name not in NOT_STANDARD and (entry.is_dir() or entry.is_file()):
                 yield entry.path, _READ_FILE
 
 

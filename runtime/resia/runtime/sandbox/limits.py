@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from resia.events.errors import UsageError
-from resia.runtime.sandbox.wire import Setup
+from resia.runtime.sandbox.wire import Bait, Setup
 
+# What a run that reached a limit is told, first word of its message.
+Limit = Literal["wall_limit", "cpu_limit", "memory_limit", "output_limit", "call_limit"]
 LEAST_MEMORY_BYTES = 64 * 2**20
 LEAST_MESSAGE_BYTES = 4096
 LEAST_OPEN_FILES = 8
@@ -17,7 +21,8 @@ class SandboxLimits(msgspec.Struct, frozen=True):
 
     `wall_s` counts the code's own seconds, not those its tools take; `cpu_s` whole CPU seconds; `memory_bytes` the
     whole address space, interpreter included; `message_bytes` one JSON message, either way; `tool_calls` the calls
-    of tools; `open_files` the descriptors. Raises UsageError for a limit under which nothing can run.
+    of tools; `open_files` the descriptors. Raises UsageError for a limit under which nothing can run. A limit that is
+    reached ends the run with a SandboxError whose `limit` names it, see `Limit`.
     """
 
     wall_s: float = 5.0
@@ -41,6 +46,6 @@ class SandboxLimits(msgspec.Struct, frozen=True):
         if self.wall_s <= 0:
             raise UsageError(f"sandbox limit wall_s is {self.wall_s}: give more than 0 seconds")
 
-    def setup(self, confined: bool) -> Setup:
-        """The part that the inside enforces on itself before any generated source is there."""
-        return Setup(confined, self.cpu_s, self.memory_bytes, self.message_bytes, self.open_files)
+    def setup(self, confined: bool, warm: int, bait: Bait | None = None) -> Setup:
+        """The part that the inside enforces on itself before any generated source is there; see Setup."""
+        return Setup(confined, self.cpu_s, self.memory_bytes, self.message_bytes, self.open_files, warm, bait)
