@@ -122,7 +122,7 @@ def _after_candidate(state: RunState, request: RunRequested, event: EvaluationCo
 def _crown_baseline(state: RunState, request: RunRequested, found: Evaluation) -> list[Event]:
     """Generation 0 has nothing to be compared with; without any score there is nothing to improve on."""
     if not item_means(found, "validation") or not item_means(found, "search", greedy=False):
-        failed = len(found.failed)
+        failed = len(found.losses)
         return [RunFailed(f"generation 0 could not be measured: all rollouts of a split failed ({failed} in all)")]
     items = len(item_means(found, "validation"))
     report = GateReport(NO_TEST, 0.0, items, 1.0, 0.0, 0.0, 0.0, "none", None, "generation 0 is the baseline")

@@ -164,4 +164,5 @@ def _sampled(
         sum(r.completion_tokens for r in rollouts),
         ports.clock() - started,
         manifest,
+        event.retry,
     )

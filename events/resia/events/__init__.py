@@ -44,7 +44,7 @@ from .harness_value import (
     decode_harness,
 )
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
-from .policy import Arm, LearnedPolicy, Source, decode_policy
+from .policy import Arm, LearnedPolicy, OperatorArm, Source, decode_policy
 from .run import (
     Candidate,
     ControlFailed,
@@ -140,6 +140,7 @@ __all__ = [
     "MessageQuarantined",
     "Mode",
     "Namespace",
+    "OperatorArm",
     "Parent",
     "ProbeAlarmed",
     "Producer",

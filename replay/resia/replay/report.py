@@ -144,7 +144,7 @@ def _row(state: RunState, found: Evaluation, trial: Trial | None) -> Row:
         distinct_answers=search.distinct_answers if search else 0,
         tokens=tokens,
         rollouts=rollouts,
-        failed_rollouts=len(found.failed),
+        failed_rollouts=len(found.losses),
         champion=state.champion is not None and state.champion.evaluation == found.id,
     )
 
