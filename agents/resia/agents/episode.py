@@ -10,12 +10,16 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from resia.domains.base import Domain, Value, following
 from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Split, ToolCall, Turn
-from resia.events.errors import ModelError, SandboxError
+from resia.events.errors import BoundaryError, ModelError, SandboxError, boundary
 from resia.events.ids import seed_for
 
-from .ports import NO_ROOM, AgentPorts, Completion, Json, Sampling
+from .ports import NO_ROOM, AgentPorts, Completion, Sampling
+from .toolbox import tools_of
+from .voting import OUTVOTED, elected
 
 ENGINE_TRIES = 2
 DETAIL_CHARS = 300
@@ -57,9 +61,11 @@ def play(event: RolloutsRequested, harness: Harness, domain: Domain, ports: Agen
         for attempt in range(harness.retry_policy.attempts):
             if not todo:
                 break
-            completions = _complete(event, harness, [episodes[i] for i in todo], (step, attempt), ports)
-            for i, completion in zip(todo, completions, strict=True):
-                episodes[i] = _taken(episodes[i], completion, harness, domain, ports)
+            asked = [episodes[i] for i in todo]
+            votes = range(harness.retry_policy.votes)
+            completions = [_complete(event, harness, asked, (step, attempt, vote), ports) for vote in votes]
+            for i, cast in zip(todo, zip(*completions, strict=True), strict=True):
+                episodes[i] = _taken(episodes[i], cast, harness, domain, ports)
             todo = [i for i in todo if episodes[i].read.failure is not None and not episodes[i].over]
         episodes = [_going_on(episode, step, domain) for episode in episodes]
     return episodes
@@ -79,16 +85,33 @@ def chat(harness: Harness, prompt: str) -> tuple[Message, ...]:
     return (Message("system", harness.system_prompt.text), *shown, Message("user", prompt))
 
 
-def _taken(episode: Episode, completion: Completion, harness: Harness, domain: Domain, ports: AgentPorts) -> Episode:
-    """The rollout after one more try. A dialogue that has outgrown the model's context is cut off where it stands."""
-    if completion.finish == NO_ROOM:
-        detail = f"{len(completion.prompt_ids)} tokens of dialogue leave the model no room for an answer"
+def _taken(
+    episode: Episode, cast: Sequence[Completion], harness: Harness, domain: Domain, ports: AgentPorts
+) -> Episode:
+    """The rollout after one more try, of one completion or of several that vote. A dialogue that has outgrown the
+    model's context is cut off where it stands."""
+    if cast[0].finish == NO_ROOM:  # they have one prompt, so all of them
+        detail = f"{len(cast[0].prompt_ids)} tokens of dialogue leave the model no room for an answer"
         if not episode.turns:  # the item's own prompt: no rollout of this harness can be had
             raise ModelError(detail)
         return episode._replace(read=Read(None, "truncation", detail), over=True)
-    read = _read(completion, harness, domain, ports)
-    turn = _turn(episode.messages, completion, read)
-    return episode._replace(turns=(*episode.turns, turn), read=read)
+    reads = [_read(episode.slot.item, completion, harness, domain, ports) for completion in cast]
+    chosen = elected([_ballot(read, domain) for read in reads])
+    turns = [_turn(episode.messages, completion, read) for completion, read in zip(cast, reads, strict=True)]
+    voted_down = [_outvoted(turn) for number, turn in enumerate(turns) if number != chosen]
+    return episode._replace(turns=(*episode.turns, *voted_down, turns[chosen]), read=reads[chosen])
+
+
+def _ballot(read: Read, domain: Domain) -> str | None:
+    """What a completion votes for: its answer as canonical text."""
+    if read.answer is None:
+        return None
+    with boundary(BoundaryError, "rendering an answer failed"):
+        return domain.render(read.answer)
+
+
+def _outvoted(turn: Turn) -> Turn:
+    return msgspec.structs.replace(turn, failure=turn.failure or OUTVOTED)
 
 
 def _going_on(episode: Episode, step: int, domain: Domain) -> Episode:
@@ -112,17 +135,17 @@ def _complete(
     event: RolloutsRequested,
     harness: Harness,
     episodes: Sequence[Episode],
-    at: tuple[int, int],
+    at: tuple[int, int, int],
     ports: AgentPorts,
 ) -> list[Completion]:
-    """One batch of completions at (step, attempt); an engine that fails is asked once more before the shard is given
-    up."""
-    step, attempt = at
+    """One batch of completions at (step, attempt, vote); an engine that fails is asked once more before the shard is
+    given up."""
+    step, attempt, vote = at
     policy = harness.retry_policy
-    # A second try samples even where the first was greedy: the same tokens again would fail again.
-    temperature = 0.0 if episodes[0].slot.greedy and not attempt else policy.temperature
+    # A second try or vote samples even where the first was greedy: the same tokens again would say the same.
+    temperature = 0.0 if episodes[0].slot.greedy and not attempt and not vote else policy.temperature
     sampling = Sampling(temperature, policy.max_new_tokens, policy.stop)
-    seeds = [_seed(episode.slot.seed, step, attempt) for episode in episodes]
+    seeds = [_seed(episode.slot.seed, step, attempt, vote) for episode in episodes]
     adapter = ports.blobs.path(event.candidate.adapter) if event.candidate.adapter else None
     messages = [episode.messages for episode in episodes]
     for left in reversed(range(ENGINE_TRIES)):
@@ -134,10 +157,11 @@ def _complete(
     raise AssertionError("the last try returns or raises")
 
 
-def _seed(seed: int, step: int, attempt: int) -> int:
+def _seed(seed: int, step: int, attempt: int, vote: int) -> int:
     """The slot's own seed draws its first turn."""
-    own = seed_for(seed, "step", step) if step else seed
-    return seed_for(own, "attempt", attempt) if attempt else own
+    for name, number in (("step", step), ("attempt", attempt), ("vote", vote)):
+        seed = seed_for(seed, name, number) if number else seed
+    return seed
 
 
 def _announce(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], None]:
@@ -152,7 +176,7 @@ def _announce(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], No
     return hear
 
 
-def _read(completion: Completion, harness: Harness, domain: Domain, ports: AgentPorts) -> Read:
+def _read(item: str, completion: Completion, harness: Harness, domain: Domain, ports: AgentPorts) -> Read:
     """Extract and dispatch, both in the sandbox; the tool's own check decides whether the answer stands."""
     sandbox = ports.sandbox()
     text = completion.text[:TEXT_LIMIT].encode(errors="replace").decode()  # half a character is no JSON
@@ -163,12 +187,8 @@ def _read(completion: Completion, harness: Harness, domain: Domain, ports: Agent
     except SandboxError as cause:
         return Read(None, _sandbox_failure(cause), str(cause)[:DETAIL_CHARS])
     asked = json.dumps(request, sort_keys=True)[:DETAIL_CHARS]
-
-    def tool(arguments: dict[str, Json]) -> Json:
-        return domain.parse(arguments)
-
     try:
-        ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], {domain.spec.tool: tool})
+        ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], tools_of(domain, item))
         if not isinstance(ran.value, dict):
             return Read(None, "tool_error", f"dispatch returned {ran.value!r:.80} and no answer", asked)
         answer = domain.parse(ran.value)

@@ -67,12 +67,12 @@ _LATER = {"votes": 1}
 
 
 def _canonical(value: Harness | SystemPrompt | RetryPolicy | str) -> bytes:
-    plain = msgspec.to_builtins(value)
+    plain = msgspec.to_builtins(value, order="deterministic")
     policy = plain if isinstance(value, RetryPolicy) else plain["retry_policy"] if isinstance(value, Harness) else {}
     for name, default in _LATER.items():
         if policy.get(name, default) == default:
             policy.pop(name, None)
-    return msgspec.json.encode(plain, order="deterministic")
+    return msgspec.json.encode(plain)  # in the order of the fields, as a Struct is written
 
 
 def decode_harness(data: bytes) -> Harness:

@@ -62,11 +62,11 @@ class LearnedPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def encoded(self) -> bytes:
         """Canonical JSON; the bytes of the policy's file. What it says of edits is left out where it says nothing, so
         that policies of before have the digest that they had."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.to_builtins(self, order="deterministic")
         if not self.operators:
             del plain["operators"], plain["operator_scale"]
             plain["sources"] = [{k: v for k, v in source.items() if k != "edits"} for source in plain["sources"]]
-        return msgspec.json.encode(plain, order="deterministic")
+        return msgspec.json.encode(plain)  # in the order of the fields, as a Struct is written
 
     def digest(self) -> str:
         """SHA-256 of `encoded`."""

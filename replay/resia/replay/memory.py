@@ -82,9 +82,7 @@ def _rounded(edit: TriedEdit, digits: int) -> TriedEdit:
     return msgspec.structs.replace(edit, why=why, **rounded)
 
 
-def _judged(
-    state: RunState, trial: Trial, found: Evaluation | None, made: tuple[str, Origin] | None
-) -> TriedEdit:
+def _judged(state: RunState, trial: Trial, found: Evaluation | None, made: tuple[str, Origin] | None) -> TriedEdit:
     gate = trial.gate
     harness, origin = made or ("", None)
     return TriedEdit(

@@ -31,6 +31,8 @@ RULES: Mapping[str, str] = {
     "select-algorithm/1:8-fallback": "what the rules name is masked, and there are successes to learn from, so the "
     "first that is not masked is taken",
     "select-algorithm/1:9-none": "every algorithm is masked or has too little to learn from",
+    "learned-operators/1:rank": "operators are ranked by what they are meant for, shrunk toward what past runs "
+    "measured",
     "learned-algorithm/1:draw": "a policy that was learned from past runs draws from what is not masked",
 }
 
