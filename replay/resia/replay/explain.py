@@ -26,8 +26,9 @@ from resia.events.errors import UsageError
 from resia.events.subjects import check_run
 
 from .fold import fold
+from .report import summary
 from .state import RunState, Training, Trial
-from .wording import FEATURES, RULES
+from .wording import FEATURES, RULES, score_text
 
 _ACTIONS: dict[Action, str] = {
     "edit_harness": "edit the harness",
@@ -182,7 +183,12 @@ def _ending(state: RunState) -> str:
         case RunCompleted() if state.unsealed is None:
             return "What came of it: the run ended with the sealed test closed."
         case RunCompleted(champion_test=champion, baseline_test=baseline):
-            scores = f"the champion has {_mean(champion)}, the baseline {_mean(baseline)}"
+            covered = summary(state).coverage
+            scored = {name: covered.get(f"{name}_test") for name in ("champion", "baseline")}
+            scores = (
+                f"the champion has {_mean(champion, scored['champion'])}, the baseline"
+                f" {_mean(baseline, scored['baseline'])}"
+            )
             return f"What came of it: on the sealed test {scores}."
         case RunFailed(error=error):
             return f"What came of it: the run failed, {error}."
@@ -190,8 +196,8 @@ def _ending(state: RunState) -> str:
             return "What came of it is not in the log yet."
 
 
-def _mean(score: float | None) -> str:
-    return "no score" if score is None else f"{score:.4f}"
+def _mean(score: float | None, coverage: float | None) -> str:
+    return "no score" if score is None else score_text(score, coverage, digits=4)
 
 
 def _trial(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""Plain words for the published rules and features that decisions name (docs/selection.md).
+"""Plain words for the published rules and features that decisions name (docs/selection.md), and for a score.
 
 Words only: whether a rule matched and what a feature is worth stand in the log.
 """
@@ -6,6 +6,15 @@ Words only: whether a rule matched and what a feature is worth stand in the log.
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+
+def score_text(mean: float | None, coverage: float | None = None, digits: int = 3) -> str:
+    """A mean reward, and beside it the share of the rollouts behind it that was scored, where that is not all."""
+    if mean is None:
+        return "-"
+    missing = "" if coverage is None or coverage >= 1 else f" ({int(coverage * 100)}% scored)"
+    return f"{mean:.{digits}f}{missing}"
+
 
 RULES: Mapping[str, str] = {
     "select-lever/1:0-budget": "no iterations or no tokens are left, so the run stops",
