@@ -60,6 +60,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     `rejected` counts every trial that did not replace the champion: rejected, undecided or failed.
     `controls_error` says why there are no controls, empty where there are or where they were not asked for.
+    `failed_rollouts` counts every loss to infrastructure, also of what was then asked for again and had.
     `coverage` has the share of the rollouts asked for that were scored, by the name of the score, where it is below 1.
     `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's.
     """
