@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -204,6 +206,15 @@ def test_the_ranking_holds_every_known_name_once_and_does_not_depend_on_their_or
     assert sorted(ranked) == sorted(n for n in names if n != "unknown")
     assert ranked == rank(names[::-1], failures)
     assert ranked == rank(names, {kind: 7 * count for kind, count in failures.items()})
+
+
+def test_the_documented_catalogue_is_this_one():
+    page = (Path(__file__).parent.parent / "docs" / "operators.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    assert rows == [
+        f"| `{op.name}` | {op.component} | {', '.join(f'{k} {w:g}' for k, w in op.mends.items())} | {op.rationale} |"
+        for op in CATALOGUE.values()
+    ]
 
 
 def test_every_operator_says_what_it_mends_and_why():

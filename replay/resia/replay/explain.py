@@ -15,7 +15,6 @@ from resia.events import (
     Action,
     AdapterTrained,
     DecisionMade,
-    HarnessEdited,
     Landscape,
     Logged,
     RunCompleted,
@@ -142,13 +141,18 @@ def _weighed(decision: DecisionMade) -> list[str]:
 def _carried_out(state: RunState, decision: DecisionMade) -> list[str]:
     """What the decision led to, as far as the log has it."""
     if decision.action == "edit_harness":
-        nodes = (node for node in state.harnesses.values() if isinstance(node, HarnessEdited))
-        edits = [node for node in nodes if node.iteration == decision.iteration]
-        return [f"Carried out: {e.operator} changed the {e.component}. {e.rationale}" for e in edits]
+        return _edits(state, decision.iteration)
     if decision.action == "train_weights":
         trainings = (t for t in state.trainings.values() if t.request.iteration == decision.iteration)
         return [f"Carried out: {_training(training)}." for training in trainings]
     return ["Carried out: the sealed test was opened."] if state.unsealed else []
+
+
+def _edits(state: RunState, iteration: int) -> list[str]:
+    made = [(h, o) for h, found in sorted(state.origins.items()) for o in found if o.iteration == iteration]
+    known = [f"Left out: {o.operator} leads to harness {h[:12]}, measured before." for h, o in made if not o.measured]
+    edits = [f"Carried out: {o.operator} changed the {o.component}. {o.rationale}" for _, o in made if o.measured]
+    return known + edits
 
 
 def _training(training: Training) -> str:

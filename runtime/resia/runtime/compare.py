@@ -15,7 +15,7 @@ from rich.text import Text
 
 from resia.agents.gate import bca
 from resia.agents.taskwork import item_means
-from resia.events import Action, Algorithm, HarnessEdited, RunFailed
+from resia.events import Action, Algorithm, RunFailed
 from resia.events.errors import UsageError
 from resia.events.ids import seed_for
 from resia.replay.diff import candidate_evaluations
@@ -198,8 +198,8 @@ def _validation(found: Evaluation | None) -> _Scored:
 
 def _taken(end: RunState, at: DecisionAt, trials: Sequence[Trial]) -> Taken:
     decision = at.decision
-    edits = (node for node in end.harnesses.values() if isinstance(node, HarnessEdited))
-    name = next((node.operator for node in edits if node.iteration == decision.iteration), decision.algorithm or "")
+    edits = (origin for origins in end.origins.values() for origin in origins if origin.measured)
+    name = next((edit.operator for edit in edits if edit.iteration == decision.iteration), decision.algorithm or "")
     outcome = next((trial.outcome for trial in trials if trial.iteration == decision.iteration), None)
     return Taken(decision.iteration, decision.action, decision.algorithm, name, outcome)
 

@@ -74,7 +74,8 @@ def ranking(names: Sequence[str], failures: Mapping[str, int], policy: LearnedPo
         return Ranking(ranked, {}, "", "")
     worth, best, kind = scores(ranked, failures, policy), ranked[0], prevailing(failures)
     arm = policy.operators.get(kind, {}).get(best)
-    seen = f"{arm.tries} tries of mean effect {arm.effect / arm.tries:+.3g}" if arm and arm.tries else "untried there"
+    tried = f"{arm.tries} {'try' if arm.tries == 1 else 'tries'}" if arm and arm.tries else ""
+    seen = f"{tried} of mean effect {arm.effect / arm.tries:+.3g}" if arm and tried else "untried there"
     head = f"operators ranked by policy {policy.digest()[:12]} where {kind} prevails"
     reason = f"{head}: first {best}, score {worth[best]:.3g} (prior {prior(best, failures):.3g}, {seen})"
     return Ranking(ranked, worth, RANKING_RULE, reason)
