@@ -13,9 +13,17 @@ from scripted import GOOD, ScriptedEngine, Tape, confined, ports, small_domain
 from given import requested
 from resia.agents import rollout
 from resia.agents.proposing import first_harness
-from resia.agents.voting import OUTVOTED, elected
+from resia.agents.voting import elected
 from resia.domains.base import Domain
-from resia.events import Candidate, EvaluationRequested, RolloutRecorded, RolloutsRequested, Slot, decode_trajectory
+from resia.events import (
+    OUTVOTED,
+    Candidate,
+    EvaluationRequested,
+    RolloutRecorded,
+    RolloutsRequested,
+    Slot,
+    decode_trajectory,
+)
 from resia.events.ids import seed_for
 from resia.runtime.blobs import DirectoryBlobs
 
@@ -81,9 +89,11 @@ def test_every_completion_is_a_turn_and_only_the_elected_one_earns(sandbox, tmp_
     assert (found.answer, found.failure) == (GOOD, None)
     assert found.reward == DOMAIN.score(ITEM, DOMAIN.spec.references[0].answer).reward > 0
     assert sorted(turn.text for turn in turns) == sorted((OTHER, GOOD, "hm", GOOD, OTHER.replace("7", "9")))
-    assert [turn.failure for turn in turns] == [OUTVOTED, "parse", OUTVOTED, OUTVOTED, ""]
+    assert [turn.failure for turn in turns] == [OUTVOTED, f"{OUTVOTED} parse", OUTVOTED, OUTVOTED, ""]
+    assert [turn.outvoted for turn in turns] == [True, True, True, True, False]
     assert turns[-1].text == GOOD
-    assert [turn.reward for turn in turns] == list(found.step_rewards) == [0.0] * 4 + [found.reward]
+    assert [turn.reward for turn in turns] == [0.0] * 4 + [found.reward]
+    assert found.step_rewards == (found.reward,)  # one step was taken, however many voted on it
     assert found.completion_tokens == sum(len(turn.completion_ids) for turn in turns)
     assert len({turn.messages for turn in turns}) == 1
 
@@ -109,5 +119,7 @@ def test_where_no_vote_can_be_read_the_next_try_votes_again(sandbox, tmp_path):
     engine = in_turn("a", "b", "c", OTHER, GOOD, OTHER)
     found, turns = play(sandbox, tmp_path, engine, SAMPLED, votes=3, attempts=2)
     assert found.answer == OTHER
-    assert [turn.failure for turn in turns] == ["parse"] * 3 + [OUTVOTED, OUTVOTED, ""]
+    lost = f"{OUTVOTED} parse"
+    assert [turn.failure for turn in turns] == [lost, lost, "parse", OUTVOTED, OUTVOTED, ""]
+    assert len(found.step_rewards) == 2
     assert turns[-1].text == OTHER

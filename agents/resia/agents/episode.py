@@ -10,8 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from resia.domains.base import Domain, Value, following
 from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Split, ToolCall, Turn
 from resia.events.errors import BoundaryError, ModelError, SandboxError, boundary
@@ -19,7 +17,7 @@ from resia.events.ids import seed_for
 
 from .ports import NO_ROOM, AgentPorts, Completion, Sampling
 from .toolbox import tools_of
-from .voting import OUTVOTED, elected
+from .voting import elected, voted_down
 
 ENGINE_TRIES = 2
 DETAIL_CHARS = 300
@@ -98,8 +96,8 @@ def _taken(
     reads = [_read(episode.slot.item, completion, harness, domain, ports) for completion in cast]
     chosen = elected([_ballot(read, domain) for read in reads])
     turns = [_turn(episode.messages, completion, read) for completion, read in zip(cast, reads, strict=True)]
-    voted_down = [_outvoted(turn) for number, turn in enumerate(turns) if number != chosen]
-    return episode._replace(turns=(*episode.turns, *voted_down, turns[chosen]), read=reads[chosen])
+    others = [voted_down(turn) for number, turn in enumerate(turns) if number != chosen]
+    return episode._replace(turns=(*episode.turns, *others, turns[chosen]), read=reads[chosen])
 
 
 def _ballot(read: Read, domain: Domain) -> str | None:
@@ -108,10 +106,6 @@ def _ballot(read: Read, domain: Domain) -> str | None:
         return None
     with boundary(BoundaryError, "rendering an answer failed"):
         return domain.render(read.answer)
-
-
-def _outvoted(turn: Turn) -> Turn:
-    return msgspec.structs.replace(turn, failure=turn.failure or OUTVOTED)
 
 
 def _going_on(episode: Episode, step: int, domain: Domain) -> Episode:

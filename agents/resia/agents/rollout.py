@@ -121,7 +121,7 @@ def _recorded(
         detail=score.detail[:DETAIL_CHARS],
         metrics=score.metrics,
         answer=answer,
-        step_rewards=tuple(turn.reward for turn in turns),
+        step_rewards=tuple(turn.reward for turn in turns if not turn.outvoted),
         prompt_tokens=sum(len(turn.prompt_ids) for turn in turns),
         completion_tokens=sum(len(turn.completion_ids) for turn in turns),
         trajectory=ports.blobs.put(trajectory.encoded(), TRAJECTORY_MEDIA),

@@ -81,7 +81,7 @@ from .training import (
     TrainingFailed,
     TrainingRequested,
 )
-from .trajectory import Message, ToolCall, Trajectory, Turn, decode_trajectory
+from .trajectory import OUTVOTED, Message, ToolCall, Trajectory, Turn, decode_trajectory
 
 __all__ = [
     "ALGORITHMS",
@@ -92,6 +92,7 @@ __all__ = [
     "MODES",
     "NAMES",
     "OUTCOMES",
+    "OUTVOTED",
     "TYPES",
     "Action",
     "AdapterTrained",

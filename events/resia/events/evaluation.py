@@ -57,7 +57,8 @@ class RolloutsRequested(msgspec.Struct, frozen=True):
 class RolloutRecorded(msgspec.Struct, frozen=True, gc=False):
     """One scored rollout. `reward` in [0, 1]; `failure` None when the answer was valid and `success` tells more.
 
-    `success` is the domain's predicate (beats the domain's reference on this item). `trajectory` is the blob.
+    `success` is the domain's predicate (beats the domain's reference on this item). `trajectory` is the blob;
+    `step_rewards` are what its turns earned, without those that were voted down.
     """
 
     evaluation: str

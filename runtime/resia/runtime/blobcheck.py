@@ -50,7 +50,7 @@ def _contradiction(event: RolloutRecorded, blobs: Blobs) -> str:
         "seed": (event.seed, found.seed),
         "answer": (event.answer, found.answer),
         "reward": (event.reward, sum(turn.reward for turn in turns) if turns else None),
-        "step_rewards": (event.step_rewards, tuple(turn.reward for turn in turns)),
+        "step_rewards": (event.step_rewards, tuple(turn.reward for turn in turns if not turn.outvoted)),
         "prompt_tokens": (event.prompt_tokens, sum(len(turn.prompt_ids) for turn in turns)),
         "completion_tokens": (event.completion_tokens, sum(len(turn.completion_ids) for turn in turns)),
     }
