@@ -226,7 +226,8 @@ class _Performer:
         failed = sum(isinstance(x, RolloutFailed) for x in made)
         shard = (event.shard, event.shards, event.round, len(made) - failed, failed)
         tokens = (20 * (len(made) - failed), 10 * (len(made) - failed))
-        return [*made, ShardSampled(request, event.evaluation, event.purpose, *shard, *tokens, 0.25, MANIFEST)]
+        about = (request, event.evaluation, event.purpose, *shard, *tokens, 0.25, MANIFEST)
+        return [*made, ShardSampled(*about, event.retry)]
 
     def _rollout(self, event: RolloutsRequested, slot: Slot, known: set[tuple[str, str]]) -> RolloutRecorded:
         reward = self._reward(event.candidate, slot)

@@ -83,7 +83,7 @@ async def test_schema_check_passes_a_whole_run(store, run, facts):
         ('"canaries":8', '"canaries":8,"x":1', "event.payload.settings.gate.x is not a field"),
         ('"parent":null', '"parent":7', "event.payload.parent fits none of 2 choices"),
         ('["s00"', "[3", "event.payload.items.search[0] is 3; type: string"),
-        ('"version":1', '"version":2', "event.version is 2; const: 1"),
+        ('"version":2', '"version":3', "event.version is 3; const: 2"),
         ('"type":"run-requested"', '"type":"run-wished"', 'type is "run-wished", which is no event'),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -145,16 +146,39 @@ def test_each_evaluation_is_asked_once_an_iteration_and_closed_once(history):
     assert sorted(closed) == sorted(f.envelope.id for f in history.facts if isinstance(f.event, EvaluationRequested))
 
 
+def places(rollouts):
+    return [(r.evaluation, r.round, r.split, r.item, r.index) for r in rollouts]
+
+
 @every_run
 def test_each_rollout_that_was_asked_for_is_recorded_or_lost_once(history):
     asked = [
-        (r.evaluation, r.round, slot.split, slot.item, slot.index)
+        (r.evaluation, r.round, slot.split, slot.item, slot.index, r.retry)
         for r in history.of(RolloutsRequested)
         for slot in r.slots
     ]
-    done = [(r.evaluation, r.round, r.split, r.item, r.index) for r in history.of(RolloutRecorded, RolloutFailed)]
-    assert sorted(asked) == sorted(done)
+    recorded = places(history.of(RolloutRecorded))
+    assert sorted(place[:-1] for place in asked) == sorted(recorded + places(history.of(RolloutFailed)))
     assert len(set(asked)) == len(asked)
+    assert len(set(recorded)) == len(recorded)
+
+
+@every_run
+def test_what_infrastructure_lost_of_an_evaluation_is_asked_for_once_more_and_no_more(history):
+    evaluations = {f.envelope.id for f in history.facts if isinstance(f.event, EvaluationRequested)}
+    lost = Counter(place for place in places(history.of(RolloutFailed)) if place[0] in evaluations)
+    again = Counter(
+        (r.evaluation, r.round, slot.split, slot.item, slot.index)
+        for r in history.of(RolloutsRequested)
+        for slot in r.slots
+        if r.retry
+    )
+    assert set(again) == set(lost)
+    assert set(again.values()) <= {1}
+    for closed in history.of(EvaluationCompleted):
+        slots = history.state.evaluations[closed.request].request.slots
+        assert closed.failed == sum(place[0] == closed.request and n == 2 for place, n in lost.items())
+        assert len(closed.rollouts) + closed.failed == len(slots)
 
 
 @every_run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,10 @@ from resia.events import COMPONENTS, Example, Harness, RetryPolicy, SystemPrompt
 
 DOMAIN = small_domain()
 FIRST = first_harness(DOMAIN.spec)
-TWICE = {"longer-answers"}  # each use goes a step further, up to a bound
+# Each use goes a step further, up to a bound.
+TWICE = {"longer-answers", "lower-temperature", "higher-temperature"}
+NEEDS_TOOLS = {"shortlist-labels", "classify-labels"}
+NEEDS_SAMPLES = {"lower-temperature", "higher-temperature"}  # a second try or a vote
 
 answers = st.fixed_dictionaries({p.name: st.sampled_from(p.choices) for p in DOMAIN.spec.parameters}).map(DOMAIN.render)
 harnesses = st.builds(
@@ -31,6 +36,7 @@ harnesses = st.builds(
         st.integers(1, 4096),
         st.integers(1, 8),
         st.sampled_from([(), ("\n",)]),
+        st.integers(1, 15),
     ),
     st.sampled_from([FIRST.answer_extraction, "def extract(text): return None"]),
 )
@@ -79,6 +85,7 @@ def test_steps_of_the_policy_never_go_the_other_way_and_end_at_a_bound(harness):
     policy = harness.retry_policy
     after = {name: CATALOGUE[name].edit(harness, DOMAIN, RICH).retry_policy for name in (*TWICE, "retry-unparsed")}
     assert after["longer-answers"].max_new_tokens >= policy.max_new_tokens
+    assert after["lower-temperature"].temperature <= policy.temperature <= after["higher-temperature"].temperature
     assert after["retry-unparsed"].attempts >= policy.attempts
     for name in TWICE:
         stepped = harness
@@ -99,7 +106,33 @@ def test_applicable_names_what_would_change_the_harness(harness):
 
 
 def test_what_generation_0_can_be_improved_by():
-    assert set(applicable(FIRST, DOMAIN)) == set(CATALOGUE) - {"shorten-instruction"}  # it shows no examples yet
+    waits = {"shorten-instruction"}  # for examples to show
+    assert set(applicable(FIRST, DOMAIN)) == set(CATALOGUE) - waits - NEEDS_TOOLS - NEEDS_SAMPLES
+
+
+def test_the_temperature_moves_only_where_something_is_sampled_that_the_gate_compares():
+    """Greedy answers ignore it, so without a second try or a vote the edit would change nothing that is compared."""
+    for edit in (CATALOGUE[name].edit for name in NEEDS_SAMPLES):
+        assert edit(FIRST, DOMAIN, RICH) == FIRST
+        for changes in ({"attempts": 2}, {"votes": 3}):
+            sampled = msgspec.structs.replace(FIRST, retry_policy=RetryPolicy(**changes))
+            assert edit(sampled, DOMAIN, RICH).retry_policy.temperature != 0.7
+
+
+def test_a_step_up_and_one_down_lead_back_to_the_same_harness():
+    start = CATALOGUE["self-consistency"].edit(FIRST, DOMAIN, RICH)
+    there = CATALOGUE["lower-temperature"].edit(start, DOMAIN, RICH)
+    back = CATALOGUE["higher-temperature"].edit(there, DOMAIN, RICH)
+    assert there.digest() != start.digest() == back.digest()
+
+
+def test_a_harness_without_votes_has_the_bytes_that_it_had_before_there_were_any():
+    plain = msgspec.json.encode(FIRST, order="deterministic")
+    assert FIRST.encoded() == plain.replace(b',"votes":1', b"")
+    assert decode_harness(FIRST.encoded()) == FIRST
+    voting = CATALOGUE["self-consistency"].edit(FIRST, DOMAIN, RICH)
+    assert b'"votes":5' in voting.encoded()
+    assert decode_harness(voting.encoded()) == voting
 
 
 @settings(max_examples=30, deadline=None)
@@ -173,6 +206,15 @@ def test_the_ranking_holds_every_known_name_once_and_does_not_depend_on_their_or
     assert sorted(ranked) == sorted(n for n in names if n != "unknown")
     assert ranked == rank(names[::-1], failures)
     assert ranked == rank(names, {kind: 7 * count for kind, count in failures.items()})
+
+
+def test_the_documented_catalogue_is_this_one():
+    page = (Path(__file__).parent.parent / "docs" / "operators.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    assert rows == [
+        f"| `{op.name}` | {op.component} | {', '.join(f'{k} {w:g}' for k, w in op.mends.items())} | {op.rationale} |"
+        for op in CATALOGUE.values()
+    ]
 
 
 def test_every_operator_says_what_it_mends_and_why():

@@ -9,15 +9,18 @@ import pytest
 from scripted import GOOD, ScriptedEngine, Tape, confined, ports, small_domain
 
 from given import requested
-from resia.agents import episode, proposing, rollout
-from resia.agents.operators import CATALOGUE
+from resia.agents import proposing, rollout, taskwork
+from resia.agents.episode import chat
+from resia.agents.operators import CATALOGUE, applicable
 from resia.domains.base import Answer, Item, Score
 from resia.events import (
     Candidate,
+    CandidateAccepted,
     DraftFailed,
     EditFailed,
     EditRequested,
     EvaluationRequested,
+    GateReport,
     HarnessDrafted,
     HarnessEdited,
     RolloutRecorded,
@@ -32,6 +35,7 @@ from resia.runtime.blobs import DirectoryBlobs
 INNER = small_domain()
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 GOLD = "GOLD-7f3a"
+FIRST = proposing.first_harness(INNER.spec)
 
 
 class MarkedDomain:
@@ -156,7 +160,7 @@ def test_a_domain_without_a_reference_cannot_be_drafted_for_and_that_is_a_fact(b
 # -- edits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(CATALOGUE.keys() - {"shorten-instruction"}))
+@pytest.mark.parametrize("name", sorted(applicable(FIRST, INNER)))
 def test_every_operator_makes_a_child_that_differs_in_its_component(run, blobs, name):
     tape, draft, evaluation, _ = run
     fact, event = edited(tape, blobs, draft.harness, evaluation, name)
@@ -192,6 +196,62 @@ def test_the_same_edit_made_twice_is_the_same(run, blobs):
     fact, event = edited(tape, blobs, draft.harness, evaluation, "demonstrate-best")
     ((again,),) = proposing.edit(tape.state, fact, DOMAIN, blobs)
     assert again == event
+
+
+# -- nothing is measured twice ---------------------------------------------------------------------------------------
+
+
+def closed(tape: Tape, blobs, sandbox, harness, engine) -> str:
+    evaluation = measured(tape, blobs, sandbox, harness, engine)
+    tape.add(taskwork.close(tape.state.evaluations[evaluation]))
+    return evaluation
+
+
+def crowned(tape: Tape, evaluation: str) -> None:
+    tape.add(CandidateAccepted(evaluation, None, GateReport(1, 0.05, 3, 0.01, 0.1, 0.0, 0.2, "exact", None, "better")))
+
+
+def test_an_edit_that_leads_back_to_a_measured_harness_is_recognised_and_the_next_is_made(run, blobs, sandbox):
+    """Tolerant extraction undoes last-mention: from the second, the first leads to what has been measured."""
+    tape, draft, evaluation, engine = run
+    crowned(tape, evaluation)
+    _, tolerant = edited(tape, blobs, draft.harness, evaluation, "tolerant-extraction")
+    closed(tape, blobs, sandbox, tolerant.harness, engine)
+    _, last = edited(tape, blobs, draft.harness, evaluation, "last-mention")
+    now = closed(tape, blobs, sandbox, last.harness, engine)
+    crowned(tape, now)
+    _, event = edited(tape, blobs, last.harness, now, "tolerant-extraction", "format-contract")
+    assert (event.operator, event.known) == ("format-contract", {"tolerant-extraction": tolerant.harness.digest})
+    two = tape.state.origins[tolerant.harness.digest]
+    assert [(o.operator, o.parent, o.measured) for o in two] == [
+        ("tolerant-extraction", draft.harness.digest, True),
+        ("tolerant-extraction", last.harness.digest, False),
+    ]
+    assert tape.state.harnesses[tolerant.harness.digest] == tolerant  # one harness, with both ways to it
+
+
+def test_where_every_edit_leads_to_a_measured_harness_the_edit_fails_and_says_so(run, blobs, sandbox):
+    tape, draft, evaluation, engine = run
+    crowned(tape, evaluation)
+    _, event = edited(tape, blobs, draft.harness, evaluation, "format-contract")
+    closed(tape, blobs, sandbox, event.harness, engine)
+    fact, failed = edited(tape, blobs, draft.harness, evaluation, "shorten-instruction", "format-contract")
+    digest = event.harness.digest
+    why = f"every harness that is left to make was measured before: format-contract ({digest[:12]})"
+    operators = ("shorten-instruction", "format-contract")
+    assert failed == EditFailed(fact.envelope.id, 1, operators, why, {"format-contract": digest})
+
+
+def test_a_harness_that_was_measured_with_other_weights_is_measured_with_these(run, blobs, sandbox):
+    tape, draft, evaluation, engine = run
+    _, event = edited(tape, blobs, draft.harness, evaluation, "format-contract")
+    closed(tape, blobs, sandbox, event.harness, engine)
+    adapter = blobs.put(b"weights")
+    (asked,) = tape.add(EvaluationRequested("candidate", 0, Candidate(draft.harness, adapter), ()))
+    crowned(tape, asked.envelope.id)
+    assert proposing.measured_harnesses(tape.state) == frozenset()
+    _, again = edited(tape, blobs, draft.harness, evaluation, "format-contract")
+    assert (again.harness, again.known) == (event.harness, {})
 
 
 # -- what stays hidden -----------------------------------------------------------------------------------------------
@@ -232,7 +292,8 @@ def test_no_harness_ever_holds_a_sealed_prompt_or_gold(run, blobs, sandbox):
             parent = event.harness
             harnesses.append(blobs.get(parent).decode())
             evaluation = measured(tape, blobs, sandbox, parent, engine)
-    assert len(harnesses) == len(CATALOGUE) + 1
+    needs_tools = {"classify-labels", "shortlist-labels"}
+    assert len(harnesses) == len(CATALOGUE) - len(needs_tools) + 1
     assert not [mark for text in harnesses for mark in (GOLD, *sealed_marks()) if mark in text]
     assert any("MARK-search-" in text for text in harnesses)  # demonstrations do show search prompts
 
@@ -243,7 +304,7 @@ def test_a_model_reads_an_items_own_prompt_search_demonstrations_and_no_gold(run
     harness = decode_harness(blobs.get(event.harness))
     for split in SPLITS:
         for item in DOMAIN.items(split):
-            *shown, own = episode.chat(harness, item.prompt)
+            *shown, own = chat(harness, item.prompt)
             assert (own.role, own.content) == ("user", item.prompt)
             before = " ".join(message.content for message in shown)
             assert not [mark for mark in (GOLD, *sealed_marks()) if mark in before]

@@ -11,6 +11,7 @@ from resia.events import (
     CandidateAccepted,
     EvaluationCompleted,
     EvaluationRequested,
+    RolloutFailed,
     RolloutRecorded,
     RoundTrained,
     ShardSampled,
@@ -90,7 +91,7 @@ def test_the_summary_counts_what_the_log_holds():
     assert found.weight_updates == len(HISTORY.of(AdapterTrained)) == 1 < len(HISTORY.of(TrainingRequested))
     assert (found.iterations, found.events) == (len(HISTORY.actions), len(HISTORY.facts))
     assert found.rollouts == len(HISTORY.of(RolloutRecorded))
-    assert found.failed_rollouts == 3
+    assert found.failed_rollouts == len(HISTORY.of(RolloutFailed)) == 2 * 3  # each was asked for once more
     assert found.tokens == 30 * found.rollouts + sum(done.tokens for done in HISTORY.of(RoundTrained))
 
 

@@ -385,7 +385,7 @@ ITEM = f"item '{SEARCH[0].item}'"
     [
         (Breaking("score_steps"), f"scoring {ITEM} failed: ZeroDivisionError: no cells"),
         (Breaking("observe"), f"observing {ITEM} failed: ZeroDivisionError: no cells"),
-        (Breaking("render"), f"writing an answer to {ITEM} down failed: ZeroDivisionError: no cells"),
+        (Breaking("render"), "rendering an answer failed: ZeroDivisionError: no cells"),
         (Breaking("parse"), "reading a request of the agent's failed: ZeroDivisionError: no cells"),
         (Guessing(lambda _: (0.5,)), f"{ITEM} got 1 step rewards for 3 answers"),
         (Guessing(lambda _: (0.5, math.nan, 0.5)), f"{ITEM} was given reward nan: the scorer must give finite numbers"),
@@ -493,7 +493,7 @@ def test_a_question_too_many_or_without_a_prompt_is_the_harness_fault(sandbox, b
 
 
 def test_without_asks_there_is_nothing_to_ask(sandbox, blobs):
-    (found, _), engine = dispatching(sandbox, blobs, ASK, lambda *_: "knn=1")
+    (found, _), engine = dispatching(sandbox, blobs, ASK, lambda *_: "knn=1", asks=0)
     assert (found.failure, len(engine.calls)) == ("tool_error", 1)
 
 

@@ -116,8 +116,10 @@ def _meanings(fact: Fact) -> list[tuple[object, ...]]:
     if isinstance(event, OUTCOMES):
         keys.append(("outcome of", fact.envelope.cause))
     match event:
-        case RolloutRecorded() | RolloutFailed():
+        case RolloutRecorded():
             keys.append(("rollout", event.evaluation, event.round, event.split, event.item, event.index))
+        case RolloutFailed():  # once a request: what was lost is asked for again
+            keys.append(("lost rollout", fact.envelope.cause, event.split, event.item, event.index))
         case StepTrained():
             keys.append(("step", event.training, event.round, event.step))
         case RoundRequested():

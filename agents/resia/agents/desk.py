@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
-from resia.domains.base import Domain, parsed
-from resia.events import Harness, Message, RolloutsRequested, ToolCall
+from resia.domains.base import Domain
+from resia.events import Harness, Message, RolloutsRequested, Slot, ToolCall
 from resia.events.errors import ModelError
 from resia.events.ids import seed_for
 
 from .ports import NO_ROOM, AgentPorts, Completion, Json, Sampling, Tool
+from .toolbox import ASK, tools_of
 
 ENGINE_TRIES = 2
 DETAIL_CHARS = 300
 TEXT_LIMIT = 100_000
-ASK = "ask"
 
 
 class Shard(NamedTuple):
@@ -64,17 +63,17 @@ def announcer(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], No
 class Desk:
     """The tools that a dispatch finds, and what it did with them."""
 
-    def __init__(self, shard: Shard, asked: int, greedy: bool, seed: int) -> None:
+    def __init__(self, shard: Shard, slot: Slot, asked: int, seed: int) -> None:
         """`asked`: questions that the rollout has put to the model in earlier turns."""
-        self._shard, self._asked, self._greedy, self._seed = shard, asked, greedy, seed
+        self._shard, self._slot, self._asked, self._seed = shard, slot, asked, seed
         self._calls: list[ToolCall] = []
         self._spent = (0, 0)  # tokens of the call under way, in and out
 
     def tools(self) -> dict[str, Tool]:
-        """The domain's own tool, and `ask` where the policy allows it."""
-        spec, policy = self._shard.domain.spec, self._shard.harness.retry_policy
-        found: dict[str, Tool] = {spec.tool: self._recorded(spec.tool, partial(parsed, self._shard.domain))}
-        return found | ({ASK: self._recorded(ASK, self._ask)} if policy.asks else {})
+        """The domain's, bound to the item, and `ask` where the policy allows it."""
+        own = {ASK: self._ask} if self._shard.harness.retry_policy.asks else {}
+        found = own | tools_of(self._shard.domain, self._slot.item)
+        return {name: self._recorded(name, tool) for name, tool in found.items()}
 
     def calls(self) -> tuple[ToolCall, ...]:
         """In order, those that were refused with why."""
@@ -105,7 +104,7 @@ class Desk:
         if before >= limit:
             raise ValueError(f"ask was called {before + 1} times in a rollout and the policy allows {limit} (asks)")
         message = Message("user", prompt[:TEXT_LIMIT])
-        (reply,) = sample(self._shard, [(message,)], [seed_for(self._seed, before)], self._greedy)
+        (reply,) = sample(self._shard, [(message,)], [seed_for(self._seed, before)], self._slot.greedy)
         if reply.finish == NO_ROOM:
             raise ValueError(f"a prompt of {len(reply.prompt_ids)} tokens leaves the model no room for a reply")
         self._spent = len(reply.prompt_ids), len(reply.token_ids)

@@ -10,13 +10,14 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from resia.domains.base import Domain, Value, following, parsed
+from resia.domains.base import Domain, Value, following, parsed, rendered
 from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Split, ToolCall, Turn
 from resia.events.errors import SandboxError
 from resia.events.ids import seed_for
 
 from .desk import DETAIL_CHARS, TEXT_LIMIT, Desk, Shard, questions, sample
 from .ports import NO_ROOM, Completion, Json
+from .voting import elected, voted_down
 
 OBSERVATION_CHARS = 4_000
 _REFUSALS = ("i cannot", "i can't", "i'm sorry", "i am sorry", "as an ai")
@@ -65,9 +66,10 @@ def play(shard: Shard) -> list[Episode]:
         for attempt in range(harness.retry_policy.attempts):
             if not todo:
                 break
-            completions = _complete(shard, [episodes[i] for i in todo], (move, attempt))
-            for i, completion in zip(todo, completions, strict=True):
-                episodes[i] = _taken(shard, episodes[i], completion, (move, attempt))
+            asked, votes = [episodes[i] for i in todo], range(harness.retry_policy.votes)
+            completions = [_complete(shard, asked, (move, attempt, vote)) for vote in votes]
+            for i, cast in zip(todo, zip(*completions, strict=True), strict=True):
+                episodes[i] = _taken(shard, episodes[i], cast, (move, attempt))
             todo = [i for i in todo if episodes[i].read.failure is not None and not episodes[i].over]
         episodes = [_going_on(episode, domain) for episode in episodes]
     return episodes
@@ -87,15 +89,22 @@ def chat(harness: Harness, prompt: str) -> tuple[Message, ...]:
     return (Message("system", harness.system_prompt.text), *shown, Message("user", prompt))
 
 
-def _taken(shard: Shard, episode: Episode, completion: Completion, at: tuple[int, int]) -> Episode:
-    """The rollout after one more try. Where the dialogue, or the harness's first prompt, has outgrown the model's
-    context, it is cut off where it stands."""
-    if completion.finish == NO_ROOM:
-        detail = f"{len(completion.prompt_ids)} tokens of dialogue leave the model no room for an answer"
+def _taken(shard: Shard, episode: Episode, cast: Sequence[Completion], at: tuple[int, int]) -> Episode:
+    """The rollout after one more try, of one completion or of several that vote. Where the dialogue, or the harness's
+    first prompt, has outgrown the model's context, it is cut off where it stands."""
+    if cast[0].finish == NO_ROOM:  # they have one prompt, so all of them
+        detail = f"{len(cast[0].prompt_ids)} tokens of dialogue leave the model no room for an answer"
         return episode._replace(read=Read(None, "truncation", detail), over=True)
-    read = _read(shard, episode, completion, at)
-    turn = _turn(episode.messages, completion, read)
-    return episode._replace(turns=(*episode.turns, turn), read=read)
+    reads = [_read(shard, episode, completion, (*at, vote)) for vote, completion in enumerate(cast)]
+    chosen = elected([_ballot(read, shard.domain) for read in reads])
+    turns = [_turn(episode.messages, completion, read) for completion, read in zip(cast, reads, strict=True)]
+    others = [voted_down(turn) for number, turn in enumerate(turns) if number != chosen]
+    return episode._replace(turns=(*episode.turns, *others, turns[chosen]), read=reads[chosen])
+
+
+def _ballot(read: Read, domain: Domain) -> str | None:
+    """What a completion votes for: its answer as canonical text, or what dispatch found to tell the model."""
+    return read.told if read.answer is None else rendered(domain, read.answer)
 
 
 def _going_on(episode: Episode, domain: Domain) -> Episode:
@@ -114,21 +123,22 @@ def _going_on(episode: Episode, domain: Domain) -> Episode:
     )
 
 
-def _complete(shard: Shard, episodes: Sequence[Episode], at: tuple[int, int]) -> list[Completion]:
-    """One batch of completions at (move, attempt)."""
+def _complete(shard: Shard, episodes: Sequence[Episode], at: tuple[int, int, int]) -> list[Completion]:
+    """One batch of completions at (move, attempt, vote)."""
     seeds = [_seed(episode.slot.seed, *at) for episode in episodes]
-    # A second try samples even where the first was greedy: the same tokens again would fail again.
-    greedy = episodes[0].slot.greedy and not at[1]
+    # A second try or vote samples even where the first was greedy: the same tokens again would say the same.
+    greedy = episodes[0].slot.greedy and not any(at[1:])
     return sample(shard, [episode.messages for episode in episodes], seeds, greedy)
 
 
-def _seed(seed: int, move: int, attempt: int) -> int:
+def _seed(seed: int, move: int, attempt: int, vote: int) -> int:
     """The slot's own seed draws its first turn."""
-    own = seed_for(seed, "step", move) if move else seed
-    return seed_for(own, "attempt", attempt) if attempt else own
+    for name, number in (("step", move), ("attempt", attempt), ("vote", vote)):
+        seed = seed_for(seed, name, number) if number else seed
+    return seed
 
 
-def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int, int]) -> Read:
+def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int, int, int]) -> Read:
     """Extract and dispatch, both in the sandbox; the tool's own check decides whether the answer stands."""
     sandbox, harness = shard.ports.sandbox(), shard.harness
     text = completion.text[:TEXT_LIMIT].encode(errors="replace").decode()  # half a character is no JSON
@@ -141,7 +151,7 @@ def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int,
     asked = json.dumps(request, sort_keys=True)[:DETAIL_CHARS]
     asked_before = questions([call for turn in episode.turns for call in turn.calls])
     seed = seed_for(_seed(episode.slot.seed, *at), "ask")
-    desk = Desk(shard, asked_before, episode.slot.greedy, seed)
+    desk = Desk(shard, episode.slot, asked_before, seed)
     try:
         ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], desk.tools())
         told = _told(ran.value, episode, harness)

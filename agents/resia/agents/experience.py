@@ -1,6 +1,7 @@
 """What finished runs say about the choice of an algorithm: folded states to weight updates to a frozen policy.
 
-In: the states of runs. Out: `Update`s, one a weight update that was judged, and a `LearnedPolicy`. Pure, and the order
+In: the states of runs. Out: `Update`s, one a weight update that was judged, and a `LearnedPolicy`, which also holds
+what `edit_experience` finds. Pure, and the order
 of runs changes nothing. A fork counts only what it decided itself, because its parent's log holds the rest.
 """
 
@@ -28,6 +29,7 @@ from resia.events.errors import UsageError
 from resia.replay.digest import digest
 from resia.replay.state import RunState, Trial
 
+from .edit_experience import Edit, edits_of, fit_operators
 from .policy import context_of, propensities, scores
 from .selection import Objective, choose_algorithm
 
@@ -83,15 +85,16 @@ class Update(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """A run's updates in order, under its name and the digest of its state."""
+    """A run's updates and edits in order, under its name and the digest of its state."""
 
     run: str
     digest: str
     updates: tuple[Update, ...]
+    edits: tuple[Edit, ...] = ()
 
 
 def experience(run: str, state: RunState) -> Experience:
-    """The judged weight updates that `run` itself decided. UsageError for a run that has not ended."""
+    """The judged weight updates and edits that `run` itself decided. UsageError for a run that has not ended."""
     request = state.request
     if request is None or state.ending is None:
         raise UsageError(f"run '{run}' has not ended: a policy is fitted from finished runs, so leave it out")
@@ -101,7 +104,7 @@ def experience(run: str, state: RunState) -> Experience:
         for at in state.decisions
         if at.sequence > 0 and at.decision.action == "train_weights" and at.decision.iteration in trials
     ]
-    return Experience(run, digest(state), tuple(update for update in updates if update))
+    return Experience(run, digest(state), tuple(update for update in updates if update), edits_of(state))
 
 
 def _update(run: str, request: RunRequested, state: RunState, decision: DecisionMade, trial: Trial) -> Update | None:
@@ -142,8 +145,11 @@ def fit(runs: Sequence[Experience], *, epsilon: float, exploration: float) -> Le
         context: {name: Arm(len(held), math.fsum(held)) for name, held in sorted(by_name.items())}
         for context, by_name in sorted(gains.items())
     }
-    sources = tuple(Source(run.run, run.digest, len(run.updates)) for run in known)
-    return LearnedPolicy(arms, epsilon, exploration, unit, sources)
+    sources = tuple(Source(run.run, run.digest, len(run.updates), len(run.edits)) for run in known)
+    operators = fit_operators([edit for run in known for edit in run.edits])
+    return LearnedPolicy(
+        arms, epsilon, exploration, unit, sources, operators=operators.arms, operator_scale=operators.scale
+    )
 
 
 def unit_gain(update: Update, unit_tokens: int) -> float:

@@ -6,8 +6,6 @@ from the folded state and turns their results into facts. Edits are made in `pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from resia.events import (
@@ -45,7 +43,7 @@ from . import policy, selection
 from .ending import root_since_last, with_test, without_test
 from .gate import gap_probe, judge
 from .landscape import measure
-from .operators import rank
+from .operators import Ranking, ranking
 from .taskwork import item_means
 
 DECIDES = (
@@ -122,7 +120,7 @@ def _after_candidate(state: RunState, request: RunRequested, event: EvaluationCo
 def _crown_baseline(state: RunState, request: RunRequested, found: Evaluation) -> list[Event]:
     """Generation 0 has nothing to be compared with; without any score there is nothing to improve on."""
     if not item_means(found, "validation") or not item_means(found, "search", greedy=False):
-        failed = len(found.failed)
+        failed = len(found.losses)
         return [RunFailed(f"generation 0 could not be measured: all rollouts of a split failed ({failed} in all)")]
     items = len(item_means(found, "validation"))
     report = GateReport(NO_TEST, 0.0, items, 1.0, 0.0, 0.0, 0.0, "none", None, "generation 0 is the baseline")
@@ -189,7 +187,7 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         requested=settings.algorithm,
         seed=seed_for(settings.seed, "policy", state.iteration),
     )
-    edits = _untried(state, found)
+    edits = ranking(_untried(state, found), found.completed.failures if found.completed else {}, request.policy)
     failed_edits = sum(t.lever == "edit_harness" for t in trials if t.outcome != "accepted")
     failed_trainings = sum(t.lever == "train_weights" for t in trials if t.outcome != "accepted")
     lever = selection.choose_lever(
@@ -197,7 +195,7 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         settings.selection,
         failed_edits=failed_edits,
         failed_trainings=failed_trainings,
-        untried_edit=bool(edits),
+        untried_edit=bool(edits.names),
         format_failures=features.format_failures,
         data_suffice=selection.data_suffice(features, settings.selection),
         choice=choice,
@@ -205,11 +203,13 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         tokens_left=settings.loop.token_budget - state.ledger.tokens,
     )
     trains = lever.action == "train_weights"
+    rule, why = (choice.rule, choice.reason) if trains else (edits.rule, edits.reason)
+    says_more = bool(rule) and lever.action != "stop"
     decision = DecisionMade(
         iteration=state.iteration + 1,
         action=lever.action,
-        reason=f"{lever.reason}; {choice.reason}" if trains else lever.reason,
-        rule=f"{lever.rule} {choice.rule}" if trains else lever.rule,
+        reason=f"{lever.reason}; {why}" if says_more else lever.reason,
+        rule=f"{lever.rule} {rule}" if says_more else lever.rule,
         algorithm=choice.algorithm if trains else None,
         features=features,
         masks=lever.masks | choice.masks,
@@ -233,7 +233,7 @@ def _carry_out(
     training: TrainingSettings,
     seed: int,
     decision: DecisionMade,
-    edits: Sequence[str],
+    edits: Ranking,
     found: Evaluation,
 ) -> Event:
     champion, baseline = state.champion, state.baseline
@@ -241,7 +241,8 @@ def _carry_out(
     assert baseline is not None
     failures = found.completed.failures if found.completed else {}
     if decision.action == "edit_harness":
-        return EditRequested(decision.iteration, champion.candidate.harness, tuple(edits), found.id, failures)
+        harness = champion.candidate.harness
+        return EditRequested(decision.iteration, harness, edits.names, found.id, failures, edits.scores)
     if decision.action == "train_weights" and decision.algorithm is not None:
         return TrainingRequested(
             decision.iteration,
@@ -275,7 +276,7 @@ def _features(state: RunState, request: RunRequested, found: Evaluation) -> Land
 
 
 def _untried(state: RunState, found: Evaluation) -> list[str]:
-    """Operators that would change the champion's harness and were not tried on it, best first."""
+    """Operators that would change the champion's harness and were not tried on it."""
     if state.champion is None or found.completed is None:
         return []
     node = state.harnesses.get(state.champion.candidate.harness.digest)
@@ -288,4 +289,6 @@ def _untried(state: RunState, found: Evaluation) -> list[str]:
         if t.lever == "edit_harness" and t.parent and t.parent.harness.digest == harness
         for name in t.name.split("+")
     }
-    return rank([name for name in node.applicable if name not in tried], found.completed.failures)
+    # What was recognised as measured before is not asked for a second time either.
+    tried |= {o.operator for origins in state.origins.values() for o in origins if o.parent == harness}
+    return [name for name in node.applicable if name not in tried]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from resia.domains.base import Domain, TaskSpec
 from resia.events import (
@@ -60,7 +60,7 @@ def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
 
 
 def edit(state: RunState, fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
-    """Perform EditRequested: the first ranked operator that changes the parent."""
+    """Perform EditRequested: the first ranked operator that makes a harness which this run has not measured yet."""
     event = fact.event
     assert isinstance(event, EditRequested)
     yield [_edited(state, fact.envelope.id, event, domain, blobs)]
@@ -69,10 +69,14 @@ def edit(state: RunState, fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[
 def _edited(state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs) -> Event:
     parent = decode_harness(blobs.get(event.parent))
     view = search_view(state, event.evaluation, domain, blobs)
+    measured, known = measured_harnesses(state), dict[str, str]()
     for name in event.operators:
         operator = CATALOGUE[name]
         harness = operator.edit(parent, domain, view)
         if harness == parent:
+            continue
+        if harness.digest() in measured:
+            known[name] = harness.digest()
             continue
         return HarnessEdited(
             request,
@@ -84,8 +88,24 @@ def _edited(state: RunState, request: str, event: EditRequested, domain: Domain,
             name,
             operator.rationale,
             applicable(harness, domain),
+            known,
         )
-    return EditFailed(request, event.iteration, event.operators, "no operator changes this harness")
+    return EditFailed(request, event.iteration, event.operators, _why_none(known), known)
+
+
+def measured_harnesses(state: RunState) -> frozenset[str]:
+    """Digests of the harnesses that were measured, in this run or one that it was forked from, with the champion's
+    adapter: to measure one of them again would tell nothing new."""
+    adapter = state.champion.candidate.adapter if state.champion else None
+    done = (e.request for e in state.evaluations.values() if e.completed and "validation" in e.completed.scores)
+    return frozenset(r.candidate.harness.digest for r in done if r.candidate.adapter == adapter)
+
+
+def _why_none(known: Mapping[str, str]) -> str:
+    if not known:
+        return "no operator changes this harness"
+    made = ", ".join(f"{name} ({digest[:12]})" for name, digest in known.items())
+    return f"every harness that is left to make was measured before: {made}"
 
 
 def search_view(state: RunState, evaluation: str, domain: Domain, blobs: Blobs) -> SearchView:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from resia.domains.base import Domain, Score, controlled, scored
+from resia.domains.base import Domain, Score, controlled, rendered, scored
 from resia.events import (
     ControlFailed,
     ControlMeasured,
@@ -26,7 +26,7 @@ from resia.events import (
     Turn,
     decode_harness,
 )
-from resia.events.errors import BlobError, BoundaryError, boundary
+from resia.events.errors import BlobError, BoundaryError
 from resia.replay.state import RunState
 
 from .desk import DETAIL_CHARS, Shard, announcer
@@ -80,8 +80,7 @@ class _Scores:
         item, answers = episode.slot.item, episode.answers
         if episode.read.failure is not None:
             return Score(0.0, False, episode.read.failure, episode.read.detail, {}), "", False
-        with boundary(BoundaryError, f"writing an answer to item '{item}' down failed"):
-            text = "\n".join(map(self._domain.render, answers))
+        text = "\n".join(rendered(self._domain, answer) for answer in answers)
         known = self._here.get((item, text)) or self._logged(item, text)
         score = known or scored(self._domain, item, answers)
         self._here[item, text] = score
@@ -170,4 +169,5 @@ def _sampled(
         sum(r.completion_tokens for r in rollouts),
         ports.clock() - started,
         manifest,
+        event.retry,
     )

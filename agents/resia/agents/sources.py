@@ -58,8 +58,8 @@ def extract(text):
 """
 
 
-def tolerant_extraction(spec: TaskSpec) -> str:
-    """Finds name=value or name: value pairs anywhere in the text; the first of each name counts."""
+def tolerant_extraction(spec: TaskSpec, last: bool = False) -> str:
+    """Finds name=value or name: value pairs anywhere in the text; the first of each name counts, or the last."""
     names = [p.name for p in spec.parameters]
     return f"""import re
 
@@ -70,7 +70,7 @@ PAIR = re.compile(r"\\b(\\w+)\\s*[=:]\\s*([\\w.+-]+)")
 def extract(text):
     request = {{}}
     for name, value in PAIR.findall(text):
-        if name in NAMES and name not in request:
+        if name in NAMES{"" if last else " and name not in request"}:
             request[name] = convert(value.rstrip(".,;"))
     return request or None
 """

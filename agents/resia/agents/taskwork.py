@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
+
 from resia.events import (
     AdapterTrained,
     Candidate,
@@ -53,7 +55,7 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
         case EvaluationRequested():
             return list(_shards(fact.envelope.id, event, request.settings.sampling.shard_size))
         case ShardSampled():
-            return _close(state, event.evaluation)
+            return _again(state, request, event) or _close(state, request, event.evaluation)
         case TestUnsealed():
             return _open_test(state, request, event)
         case _:
@@ -90,9 +92,29 @@ def _shards(evaluation: str, event: EvaluationRequested, size: int) -> Sequence[
     ]
 
 
-def _close(state: RunState, evaluation: str) -> list[Event]:
+def _again(state: RunState, request: RunRequested, event: ShardSampled) -> list[Event]:
+    """The slots of this shard that infrastructure has just lost, asked for once more while retries are left.
+
+    Each shard's own outcome asks for its own slots, so whoever is second to decide derives the same request."""
+    found, retry = state.evaluations.get(event.evaluation), event.retry + 1
+    if found is None or found.completed is not None or not event.failed or retry > request.settings.sampling.retries:
+        return []
+    shards, losses = _shards(found.id, found.request, request.settings.sampling.shard_size), found.losses
+    asked = [
+        msgspec.structs.replace(shard, slots=lost, retry=retry)
+        for shard in shards
+        if shard.shard == event.shard
+        and (lost := tuple(s for s in shard.slots if losses.get((s.split, s.item, s.index)) == retry))
+    ]
+    return list(asked)
+
+
+def _close(state: RunState, request: RunRequested, evaluation: str) -> list[Event]:
+    """The end of an evaluation, once every shard is in and no slot is to be asked for again."""
     found = state.evaluations.get(evaluation)
     if found is None or found.completed is not None or not found.all_sampled:
+        return []
+    if any(times <= request.settings.sampling.retries for times in found.losses.values()):
         return []
     return [close(found)]
 
@@ -109,7 +131,7 @@ def close(found: Evaluation) -> EvaluationCompleted:
         request.iteration,
         request.candidate,
         tuple(sorted(found.rollouts)),
-        len(found.failed),
+        len(found.losses),
         scores,
         dict(sorted(classes.items())),
     )

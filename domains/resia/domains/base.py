@@ -37,10 +37,24 @@ class Reference(msgspec.Struct, frozen=True):
     doc: str
 
 
+class ToolSpec(msgspec.Struct, frozen=True):
+    """A tool that a harness may call beside the answer's own; the domain is `Tooled`.
+
+    `arguments` gives each one's name and what it is; one that is left out stands for the item's own. `gives`: `text`,
+    or of the answer's `parameter` one value (`label`) or several, the likeliest first (`shortlist`).
+    """
+
+    name: str
+    doc: str
+    arguments: dict[str, str] = {}
+    gives: Literal["text", "label", "shortlist"] = "text"
+    parameter: str = ""
+
+
 class TaskSpec(msgspec.Struct, frozen=True):
     """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end; `ordinal`:
     rewards only rank; `binary`: they are 0 or 1. `steps`: the most answers of a rollout; over 1 the domain is
-    `Stepwise`."""
+    `Stepwise`. `tools` are what it offers beside `tool`, which takes the answer."""
 
     name: str
     instruction: str
@@ -52,6 +66,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     ordinal: bool = False
     binary: bool = False
     steps: int = 1
+    tools: tuple[ToolSpec, ...] = ()
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -127,6 +142,32 @@ class Stepwise(Domain, Protocol):
         ...
 
 
+@runtime_checkable
+class Tooled(Domain, Protocol):
+    """A domain with tools beside that of the answer: retrieval, a classifier, whatever `spec.tools` lists."""
+
+    def call(self, tool: str, item: str, arguments: Mapping[str, object]) -> object:
+        """What `tool` gives on `item`, as JSON. Whatever it has learned, it has learned from the search split alone,
+        and for an item of that split from the others: its gold may not come back in this way.
+
+        Raises ValueError with one sentence for arguments that it cannot take; any other error is infrastructure.
+        """
+        ...
+
+
+def called(domain: Tooled, tool: str, item: str, arguments: Mapping[str, object]) -> object:
+    """`domain.call`; BoundaryError where it broke or gave no JSON, and no ValueError but one about the arguments."""
+    with boundary(BoundaryError, f"tool '{tool}' failed on item '{item}'"):
+        try:
+            result = domain.call(tool, item, arguments)
+        except ValueError as cause:
+            refused = str(cause)
+        else:
+            msgspec.json.encode(result)
+            return result
+    raise ValueError(refused)
+
+
 def following(domain: Domain, item: str, answers: Sequence[Answer]) -> str | None:
     """What is said to the agent before its next answer; None when there is none to give.
 
@@ -139,6 +180,12 @@ def following(domain: Domain, item: str, answers: Sequence[Answer]) -> str | Non
     if not isinstance(told, str | None):
         raise BoundaryError(f"observing item '{item}' gave {told!r:.80} and no text")
     return told
+
+
+def rendered(domain: Domain, answer: Answer) -> str:
+    """`domain.render`; BoundaryError where it fails."""
+    with boundary(BoundaryError, "rendering an answer failed"):
+        return domain.render(answer)
 
 
 def parsed(domain: Domain, request: Mapping[str, object]) -> dict[str, Value]:

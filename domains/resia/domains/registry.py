@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from resia.domains.base import Domain, Stepwise
+from resia.domains.base import Domain, Stepwise, Tooled
 from resia.events.errors import UnknownName, UsageError
 
 GROUP = "resia.domains"
@@ -54,7 +54,25 @@ def _whole(name: str, domain: Domain) -> Domain:
     if domain.spec.steps > 1 and not isinstance(domain, Stepwise):
         steps = domain.spec.steps
         raise UsageError(f"domain '{name}' takes {steps} answers a rollout, so it needs observe and score_steps")
+    _check_tools(name, domain)
     return domain
+
+
+def _check_tools(name: str, domain: Domain) -> None:
+    """Tools are called by their names, and what they speak of is an argument of the answer."""
+    spec, seen = domain.spec, {domain.spec.tool}
+    if spec.tools and not isinstance(domain, Tooled):
+        raise UsageError(f"domain '{name}' lists the tool {spec.tools[0].name}, so it needs call")
+    for tool in spec.tools:
+        if not tool.name.isidentifier() or tool.name in seen:
+            raise UsageError(
+                f"domain '{name}' lists a tool '{tool.name}': give each a name of its own, as of a function"
+            )
+        if tool.gives != "text" and tool.parameter not in {p.name for p in spec.parameters}:
+            raise UsageError(
+                f"tool {tool.name} of domain '{name}' gives values of '{tool.parameter}', which no answer has"
+            )
+        seen.add(tool.name)
 
 
 def _checked(name: str, kind: type[msgspec.Struct], options: Mapping[str, object]) -> msgspec.Struct:

@@ -44,7 +44,7 @@ from .harness_value import (
     decode_harness,
 )
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
-from .policy import Arm, LearnedPolicy, Source, decode_policy
+from .policy import Arm, LearnedPolicy, OperatorArm, Source, decode_policy
 from .run import (
     Candidate,
     ControlFailed,
@@ -81,7 +81,7 @@ from .training import (
     TrainingFailed,
     TrainingRequested,
 )
-from .trajectory import Message, ToolCall, Trajectory, Turn, decode_trajectory
+from .trajectory import OUTVOTED, Message, ToolCall, Trajectory, Turn, decode_trajectory
 
 __all__ = [
     "ALGORITHMS",
@@ -92,6 +92,7 @@ __all__ = [
     "MODES",
     "NAMES",
     "OUTCOMES",
+    "OUTVOTED",
     "TYPES",
     "Action",
     "AdapterTrained",
@@ -140,6 +141,7 @@ __all__ = [
     "MessageQuarantined",
     "Mode",
     "Namespace",
+    "OperatorArm",
     "Parent",
     "ProbeAlarmed",
     "Producer",

@@ -115,7 +115,7 @@ TYPES: dict[str, type[Event]] = {
 NAMES: dict[type[Event], str] = {cls: name for name, cls in TYPES.items()}
 
 # Every type is at version 1 but these; the codec upcasts what older logs hold.
-VERSIONS: dict[str, int] = {"step-trained": 2}
+VERSIONS: dict[str, int] = {"run-requested": 2, "step-trained": 2}
 
 # Events whose identity is the request they close, not the event that happened to trigger the closing, so that
 # racing workers derive one id. Value: the fields that name the request; none: once a run.

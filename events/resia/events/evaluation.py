@@ -12,7 +12,7 @@ from .run import Candidate
 from .settings import Split
 
 Purpose = Literal["candidate", "training", "test", "baseline"]
-# Decided in one place (agents/taskwork.py); an infrastructure failure is never one of these.
+# Decided in one place (agents/episode.py); an infrastructure failure is never one of these.
 Failure = Literal["wrong", "parse", "refusal", "truncation", "tool_error", "timeout", "sandbox_violation"]
 FORMAT_FAILURES: tuple[Failure, ...] = ("parse", "refusal", "truncation", "tool_error", "timeout")
 
@@ -40,7 +40,8 @@ class RolloutsRequested(msgspec.Struct, frozen=True):
     """One shard: slots sampled as one batch, because the batch's composition may change low-precision tokens.
 
     `evaluation` is the id of the EvaluationRequested or, for purpose training, of the TrainingRequested;
-    `round` counts training rounds from 0. shard numbers run from 0 to `shards` - 1.
+    `round` counts training rounds from 0. shard numbers run from 0 to `shards` - 1. `retry` counts how often these
+    slots of an evaluation had been lost to infrastructure before.
     """
 
     evaluation: str
@@ -50,6 +51,7 @@ class RolloutsRequested(msgspec.Struct, frozen=True):
     shard: int
     shards: int
     round: int = 0
+    retry: int = 0
 
 
 class RolloutRecorded(msgspec.Struct, frozen=True, gc=False):
@@ -81,7 +83,7 @@ class RolloutRecorded(msgspec.Struct, frozen=True, gc=False):
 
 
 class RolloutFailed(msgspec.Struct, frozen=True):
-    """Infrastructure failed (not the agent): excluded from every score and counted."""
+    """Infrastructure failed (not the agent): asked for again (`sampling.retries`), never scored, and counted."""
 
     evaluation: str
     purpose: Purpose
@@ -119,6 +121,7 @@ class ShardSampled(msgspec.Struct, frozen=True):
     completion_tokens: int
     seconds: float
     manifest: Manifest
+    retry: int = 0
 
 
 class SplitScore(msgspec.Struct, frozen=True):
@@ -133,7 +136,8 @@ class SplitScore(msgspec.Struct, frozen=True):
 
 
 class EvaluationCompleted(msgspec.Struct, frozen=True):
-    """Closes `request`; `rollouts` are event ids, sorted, so whoever closes it closes it identically."""
+    """Closes `request`; `rollouts` are event ids, sorted, so whoever closes it closes it identically. `failed` slots
+    have no rollout, all their retries included."""
 
     request: str
     purpose: Purpose

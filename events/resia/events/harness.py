@@ -26,6 +26,7 @@ class EditRequested(msgspec.Struct, frozen=True):
     """Edit the champion's harness with the first of `operators` (ranked) that changes it.
 
     `evaluation` names the evaluation whose search rollouts the proposer may see; `failures` counts classes there.
+    `scores` are the operators' where a policy ranked them; empty: the failures alone did.
     """
 
     iteration: int
@@ -33,10 +34,15 @@ class EditRequested(msgspec.Struct, frozen=True):
     operators: tuple[str, ...]
     evaluation: str
     failures: dict[str, int]
+    scores: dict[str, float] = {}
 
 
 class HarnessEdited(msgspec.Struct, frozen=True):
-    """One component of `parent` changed. The digests show which."""
+    """One component of `parent` changed. The digests show which.
+
+    `known` gives the operators before this one that would have made a harness which had been measured with this
+    adapter, each with that harness's digest: they were not tried again.
+    """
 
     request: str
     iteration: int
@@ -47,10 +53,14 @@ class HarnessEdited(msgspec.Struct, frozen=True):
     operator: str
     rationale: str
     applicable: tuple[str, ...]
+    known: dict[str, str] = {}
 
 
 class EditFailed(msgspec.Struct, frozen=True):
+    """None of `operators` gave a harness to measure. `known`: as in HarnessEdited."""
+
     request: str
     iteration: int
     operators: tuple[str, ...]
     error: str
+    known: dict[str, str] = {}

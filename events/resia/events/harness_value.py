@@ -28,14 +28,15 @@ class SystemPrompt(msgspec.Struct, frozen=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """Sampling and second tries. `temperature` applies to sampled rollouts; greedy ones ignore it."""
+    """Sampling, second tries and votes. `temperature` applies to sampled rollouts; greedy ones ignore it."""
 
     temperature: Annotated[float, Meta(gt=0.0, le=2.0)] = 0.7
     max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 32
     attempts: Annotated[int, Meta(ge=1, le=8)] = 1  # tries in all when an answer cannot be extracted
     stop: tuple[str, ...] = ("\n",)
     tool_turns: Annotated[int, Meta(ge=0, le=16)] = 0  # turns of a rollout that may end in an observation, no answer
-    asks: Annotated[int, Meta(ge=0, le=32)] = 0  # times that dispatch may ask the model in a rollout
+    asks: Annotated[int, Meta(ge=0, le=32)] = 8  # times that dispatch may ask the model in a rollout
+    votes: Annotated[int, Meta(ge=1, le=15)] = 1  # completions a try; the answer that most of them give counts
 
 
 class Harness(msgspec.Struct, frozen=True):
@@ -53,14 +54,28 @@ class Harness(msgspec.Struct, frozen=True):
 
     def encoded(self) -> bytes:
         """Canonical bytes: the blob that an event names, and what the digest is of."""
-        return msgspec.json.encode(self, order="deterministic")
+        return _canonical(self)
 
     def digest(self) -> str:
         return sha256(self.encoded())
 
     def component_digests(self) -> dict[Component, str]:
         """Digest of each component on its own, so that an edit of one shows as one."""
-        return {name: sha256(msgspec.json.encode(getattr(self, name), order="deterministic")) for name in COMPONENTS}
+        return {name: sha256(_canonical(getattr(self, name))) for name in COMPONENTS}
+
+
+# Fields of the retry policy that came after the first harnesses: left out at their default, so that a harness which
+# does not use them has the bytes, and the digest, that it had before.
+_LATER = {"votes": 1, "tool_turns": 0, "asks": 8}
+
+
+def _canonical(value: Harness | SystemPrompt | RetryPolicy | str) -> bytes:
+    plain = msgspec.to_builtins(value, order="deterministic")
+    policy = plain if isinstance(value, RetryPolicy) else plain["retry_policy"] if isinstance(value, Harness) else {}
+    for name, default in _LATER.items():
+        if policy.get(name, default) == default:
+            policy.pop(name, None)
+    return msgspec.json.encode(plain)  # in the order of the fields, as a Struct is written
 
 
 def decode_harness(data: bytes) -> Harness:

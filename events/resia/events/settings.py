@@ -40,10 +40,14 @@ class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a candidate is measured: G rollouts a search item, one greedy rollout a validation or test item."""
+    """How a candidate is measured: G rollouts a search item, one greedy rollout a validation or test item.
+
+    `retries`: how often a slot of an evaluation that infrastructure lost is asked for again.
+    """
 
     group_size: Annotated[int, Meta(ge=2, le=256)] = 8
     shard_size: Annotated[int, Meta(ge=1, le=500)] = 32
+    retries: Annotated[int, Meta(ge=0, le=8)] = 1
 
 
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,13 +24,18 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     completion_tokens: int = 0
 
 
+OUTVOTED = "outvoted"
+
+
 class Turn(msgspec.Struct, frozen=True):
     """One model call and what followed from it.
 
     `prompt_ids` and `completion_ids` are vocabulary ids; `logprobs` (natural log, same length as
     `completion_ids`) are those of the distribution that was sampled, softmax(logits / temperature), so the
     trainer divides its logits by the same temperature before it takes an importance ratio; greedy turns
-    (temperature 0) hold them at temperature 1. `reward` is earned on the last token of the turn.
+    (temperature 0) hold them at temperature 1. `reward` is earned on the last token of the turn. `failure` is the class
+    of what could not be used, empty where it could; OUTVOTED, and then the class, where another completion of the same
+    try was elected.
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +58,10 @@ class Turn(msgspec.Struct, frozen=True):
     def completion_tokens(self) -> int:
         """Sampled for this turn, likewise."""
         return len(self.completion_ids) + sum(call.completion_tokens for call in self.calls)
+
+    @property
+    def outvoted(self) -> bool:
+        return self.failure.startswith(OUTVOTED)
 
 
 class Trajectory(msgspec.Struct, frozen=True):

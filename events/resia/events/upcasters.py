@@ -18,4 +18,13 @@ def step_trained_1(payload: Payload) -> Payload:
     }
 
 
-UPCASTERS: dict[tuple[str, int], Callable[[Payload], Payload]] = {("step-trained", 1): step_trained_1}
+def run_requested_1(payload: Payload) -> Payload:
+    """Runs of version 1 never asked for a lost rollout again; since 2 the setting says how often."""
+    settings = payload["settings"]
+    return {**payload, "settings": {**settings, "sampling": {"retries": 0, **settings.get("sampling", {})}}}
+
+
+UPCASTERS: dict[tuple[str, int], Callable[[Payload], Payload]] = {
+    ("run-requested", 1): run_requested_1,
+    ("step-trained", 1): step_trained_1,
+}

@@ -20,6 +20,7 @@ from resia.events import (
     Harness,
     HarnessEdited,
     Split,
+    SplitScore,
     SystemPrompt,
 )
 from resia.events.errors import UsageError
@@ -57,11 +58,13 @@ class AdapterStep(msgspec.Struct, frozen=True):
 
 
 class ScorePair(msgspec.Struct, frozen=True):
-    """Mean reward of both candidates on a split; None: not measured."""
+    """Mean reward of both candidates on a split (None: not measured), and the share of its rollouts that was scored."""
 
     split: Split
     before: float | None
     after: float | None
+    before_coverage: float | None = None
+    after_coverage: float | None = None
 
 
 class Diff(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ def diff(state: RunState, a: int | str, b: int | str, harness_of: HarnessOf) -> 
         _policy(old, new),
         adapter_lineage(state, before.request.candidate.adapter),
         adapter_lineage(state, after.request.candidate.adapter),
-        tuple(ScorePair(split, score_of(state, before, split), score_of(state, after, split)) for split in SPLITS),
+        tuple(_pair(split, split_score(state, before, split), split_score(state, after, split)) for split in SPLITS),
     )
 
 
@@ -131,14 +134,24 @@ def harness_lineage(state: RunState, harness: Blob) -> tuple[HarnessEdited, ...]
     return tuple(reversed(chain.values()))
 
 
-def score_of(state: RunState, evaluation: Evaluation, split: Split) -> float | None:
-    """Mean reward of the candidate on a split; on the sealed test from the evaluation that opened it."""
+def _pair(split: Split, before: SplitScore | None, after: SplitScore | None) -> ScorePair:
+    return ScorePair(
+        split,
+        before.mean if before else None,
+        after.mean if after else None,
+        before.coverage if before else None,
+        after.coverage if after else None,
+    )
+
+
+def split_score(state: RunState, evaluation: Evaluation, split: Split) -> SplitScore | None:
+    """The candidate's score on a split; on the sealed test from the evaluation that opened it."""
     holders = [evaluation]
     if split == "test":
         candidate = evaluation.request.candidate
         holders = [e for e in state.evaluations.values() if _opened_test(e) and e.request.candidate == candidate]
     scores = (holder.completed.scores.get(split) for holder in holders if holder.completed)
-    return next((score.mean for score in scores if score is not None), None)
+    return next((score for score in scores if score is not None), None)
 
 
 def _opened_test(evaluation: Evaluation) -> bool:

@@ -42,7 +42,11 @@ def digest(state: RunState) -> str:
 def view(state: RunState) -> dict[str, Plain]:
     """What the digest is of, as plain values."""
     names = {id_: f"{e.request.purpose}/{e.request.iteration}" for id_, e in state.evaluations.items()}
+    known = _sorted(
+        [harness, _plain(origin)] for harness, found in state.origins.items() for origin in found if not origin.measured
+    )
     return {
+        **({"known_edits": known} if known else {}),
         "status": state.status,
         "request": _event(state.request, "parent", "settings"),
         "harnesses": _sorted(_event(harness) for harness in state.harnesses.values()),

@@ -15,7 +15,6 @@ from resia.events import (
     Action,
     AdapterTrained,
     DecisionMade,
-    HarnessEdited,
     Landscape,
     Logged,
     RunCompleted,
@@ -26,8 +25,9 @@ from resia.events.errors import UsageError
 from resia.events.subjects import check_run
 
 from .fold import fold
+from .report import summary
 from .state import RunState, Training, Trial
-from .wording import FEATURES, RULES
+from .wording import FEATURES, RULES, score_text
 
 _ACTIONS: dict[Action, str] = {
     "edit_harness": "edit the harness",
@@ -141,13 +141,18 @@ def _weighed(decision: DecisionMade) -> list[str]:
 def _carried_out(state: RunState, decision: DecisionMade) -> list[str]:
     """What the decision led to, as far as the log has it."""
     if decision.action == "edit_harness":
-        nodes = (node for node in state.harnesses.values() if isinstance(node, HarnessEdited))
-        edits = [node for node in nodes if node.iteration == decision.iteration]
-        return [f"Carried out: {e.operator} changed the {e.component}. {e.rationale}" for e in edits]
+        return _edits(state, decision.iteration)
     if decision.action == "train_weights":
         trainings = (t for t in state.trainings.values() if t.request.iteration == decision.iteration)
         return [f"Carried out: {_training(training)}." for training in trainings]
     return ["Carried out: the sealed test was opened."] if state.unsealed else []
+
+
+def _edits(state: RunState, iteration: int) -> list[str]:
+    made = [(h, o) for h, found in sorted(state.origins.items()) for o in found if o.iteration == iteration]
+    known = [f"Left out: {o.operator} leads to harness {h[:12]}, measured before." for h, o in made if not o.measured]
+    edits = [f"Carried out: {o.operator} changed the {o.component}. {o.rationale}" for _, o in made if o.measured]
+    return known + edits
 
 
 def _training(training: Training) -> str:
@@ -182,7 +187,12 @@ def _ending(state: RunState) -> str:
         case RunCompleted() if state.unsealed is None:
             return "What came of it: the run ended with the sealed test closed."
         case RunCompleted(champion_test=champion, baseline_test=baseline):
-            scores = f"the champion has {_mean(champion)}, the baseline {_mean(baseline)}"
+            covered = summary(state).coverage
+            scored = {name: covered.get(f"{name}_test") for name in ("champion", "baseline")}
+            scores = (
+                f"the champion has {_mean(champion, scored['champion'])}, the baseline"
+                f" {_mean(baseline, scored['baseline'])}"
+            )
             return f"What came of it: on the sealed test {scores}."
         case RunFailed(error=error):
             return f"What came of it: the run failed, {error}."
@@ -190,8 +200,8 @@ def _ending(state: RunState) -> str:
             return "What came of it is not in the log yet."
 
 
-def _mean(score: float | None) -> str:
-    return "no score" if score is None else f"{score:.4f}"
+def _mean(score: float | None, coverage: float | None) -> str:
+    return "no score" if score is None else score_text(score, coverage, digits=4)
 
 
 def _trial(trial: Trial) -> str:

@@ -6,7 +6,7 @@ one change of each map; a fact by itself is a stretch of one, and any way to cut
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, assert_never, cast
 
@@ -54,7 +54,7 @@ from resia.events import (
     TrainingRequested,
 )
 
-from .state import DecisionAt, Evaluation, RunState, Training
+from .state import DecisionAt, Evaluation, Origin, RunState, Training
 from .verdicts import apply_verdict, record_failed_trial
 
 _replace = msgspec.structs.replace
@@ -118,7 +118,7 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
         case HarnessDrafted():
             return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
         case HarnessEdited():
-            return _replace(state, harnesses=_keep_first(state.harnesses, event.harness.digest, event))
+            return _apply_edit(state, event)
         case EvaluationRequested() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
             return _apply_measurement(state, fact.envelope.id, event)
         case CandidateAccepted() | CandidateRejected() | CandidateUndecided():
@@ -126,6 +126,8 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
         case DecisionMade():
             return _apply_decision(state, fact.sequence, event)
         case EditFailed():
+            parent = state.champion.candidate.harness.digest if state.champion else ""
+            state = _apply_known(state, event.iteration, parent, event.known)
             return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
         case TrainingRequested() | RoundRequested() | RoundTrained() | AdapterTrained():
             return _apply_training(state, fact.envelope.id, event)
@@ -150,6 +152,25 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return state
         case _:
             assert_never(event)
+
+
+def _apply_edit(state: RunState, event: HarnessEdited) -> RunState:
+    digest = event.harness.digest
+    state = _replace(state, harnesses=_keep_first(state.harnesses, digest, event))
+    state = _apply_known(state, event.iteration, event.parent.digest, event.known)
+    origin = Origin(event.iteration, event.parent.digest, event.operator, event.component, event.rationale)
+    return _add_origin(state, digest, origin)
+
+
+def _apply_known(state: RunState, iteration: int, parent: str, known: Mapping[str, str]) -> RunState:
+    """Edits that were recognised: the harness stays one, and has one more way to it."""
+    for operator, digest in known.items():
+        state = _add_origin(state, digest, Origin(iteration, parent, operator, measured=False))
+    return state
+
+
+def _add_origin(state: RunState, digest: str, origin: Origin) -> RunState:
+    return _replace(state, origins=state.origins.set(digest, (*state.origins.get(digest, ()), origin)))
 
 
 def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:

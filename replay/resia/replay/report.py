@@ -29,7 +29,8 @@ class Row(msgspec.Struct, frozen=True):
 
     `generation` counts edits since the draft, `updates` weight updates since the base. Scores are mean rewards in
     [0, 1]; `validation_rollouts` of them are greedy. Effect, interval and p are the gate's, None without a test.
-    `tokens` and `rollouts` are what making and measuring the candidate cost.
+    `tokens` and `rollouts` are what making and measuring the candidate cost. Coverage is the share of the rollouts
+    asked for that were scored: `failed_rollouts` of them infrastructure lost, retries included.
     """
 
     iteration: int
@@ -50,6 +51,8 @@ class Row(msgspec.Struct, frozen=True):
     rollouts: int
     failed_rollouts: int
     champion: bool
+    search_coverage: float | None = None
+    validation_coverage: float | None = None
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -57,6 +60,8 @@ class Summary(msgspec.Struct, frozen=True):
 
     `rejected` counts every trial that did not replace the champion: rejected, undecided or failed.
     `controls_error` says why there are no controls, empty where there are or where they were not asked for.
+    `failed_rollouts` counts every loss to infrastructure, also of what was then asked for again and had.
+    `coverage` has the share of the rollouts asked for that were scored, by the name of the score, where it is below 1.
     `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's.
     """
 
@@ -79,6 +84,7 @@ class Summary(msgspec.Struct, frozen=True):
     failed_rollouts: int
     tokens: int
     parent: str | None
+    coverage: dict[str, float] = {}
 
 
 def rows(state: RunState) -> list[Row]:
@@ -113,6 +119,7 @@ def summary(state: RunState) -> Summary:
         failed_rollouts=state.ledger.failed_rollouts,
         tokens=state.ledger.tokens,
         parent=_parent(state),
+        coverage=_coverage(state, baseline, champion),
     )
 
 
@@ -144,8 +151,10 @@ def _row(state: RunState, found: Evaluation, trial: Trial | None) -> Row:
         distinct_answers=search.distinct_answers if search else 0,
         tokens=tokens,
         rollouts=rollouts,
-        failed_rollouts=len(found.failed),
+        failed_rollouts=len(found.losses),
         champion=state.champion is not None and state.champion.evaluation == found.id,
+        search_coverage=search.coverage if search else None,
+        validation_coverage=validation.coverage if validation else None,
     )
 
 
@@ -175,6 +184,18 @@ def _crowning(state: RunState, which: Literal["champion", "baseline"]) -> Evalua
     """The evaluation that crowned the champion or the baseline."""
     crowned = state.champion if which == "champion" else state.baseline
     return state.evaluations.get(crowned.evaluation) if crowned else None
+
+
+def _coverage(state: RunState, baseline: Evaluation | None, champion: Evaluation | None) -> dict[str, float]:
+    """Coverage below 1 of what the summary gives a score of, by the name of the score."""
+    opened = {e.request.purpose: e for e in state.evaluations.values() if e.request.purpose in ("test", "baseline")}
+    named = {
+        "baseline_validation": _score(baseline, "validation"),
+        "champion_validation": _score(champion, "validation"),
+        "baseline_test": _score(opened.get("baseline", opened.get("test")), "test"),
+        "champion_test": _score(opened.get("test"), "test"),
+    }
+    return {name: score.coverage for name, score in named.items() if score and score.coverage < 1}
 
 
 def _reason(ending: RunCompleted | RunFailed | None) -> str:

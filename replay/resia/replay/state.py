@@ -6,6 +6,7 @@ the past stays valid and folding one fact in costs O(log n).
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from immutables import Map
 from resia.events import (
     AdapterTrained,
     Candidate,
+    Component,
     ControlFailed,
     ControlMeasured,
     DecisionMade,
@@ -29,6 +31,7 @@ from resia.events import (
     RunCompleted,
     RunFailed,
     RunRequested,
+    Split,
     StepTrained,
     TestUnsealed,
     TrainingFailed,
@@ -38,6 +41,9 @@ from resia.events import (
 Status = Literal["empty", "running", "completed", "failed"]
 Outcome = Literal["accepted", "rejected", "undecided", "failed"]
 Lever = Literal["draft", "edit_harness", "train_weights"]
+
+
+Place = tuple[Split, str, int]  # what a slot of an evaluation is known by: split, item, index
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -53,6 +59,12 @@ class Evaluation(msgspec.Struct, frozen=True):
     @property
     def all_sampled(self) -> bool:
         return any(len(self.shards) == total for total in self.shards.values())
+
+    @property
+    def losses(self) -> dict[Place, int]:
+        """How often infrastructure lost each slot that has no rollout."""
+        held = {(r.split, r.item, r.index) for r in self.rollouts.values()}
+        return dict(Counter(place for f in self.failed.values() if (place := (f.split, f.item, f.index)) not in held))
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -92,6 +104,17 @@ class Trial(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """One edit that led to a harness. `measured` False: the harness was known by then, and was not measured again."""
+
+    iteration: int
+    parent: str
+    operator: str
+    component: Component | None = None
+    rationale: str = ""
+    measured: bool = True
+
+
 class Ledger(msgspec.Struct, frozen=True):
     """What the run has spent, in the units that decide things: rollouts and tokens."""
 
@@ -120,6 +143,7 @@ class RunState(msgspec.Struct, frozen=True):
     status: Status = "empty"
     request: RunRequested | None = None
     harnesses: Map[str, HarnessDrafted | HarnessEdited] = Map()  # by harness digest
+    origins: Map[str, tuple[Origin, ...]] = Map()  # by harness digest: every edit that led to it, in order
     adapters: Map[str, AdapterTrained] = Map()  # by adapter digest
     evaluations: Map[str, Evaluation] = Map()  # by request id, in no order
     evaluation_order: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from resia.events import CandidateAccepted, CandidateRejected, CandidateUndecided, HarnessEdited
+from resia.events import CandidateAccepted, CandidateRejected, CandidateUndecided
 
 from .state import Champion, Evaluation, Lever, Outcome, RunState, Trial
 
@@ -46,10 +46,15 @@ def tried(state: RunState, evaluation: Evaluation) -> tuple[Lever, str]:
     if champion is None:
         return "draft", "draft"
     if candidate.harness.digest != champion.candidate.harness.digest:
-        node = state.harnesses.get(candidate.harness.digest)
-        return "edit_harness", node.operator if isinstance(node, HarnessEdited) else "?"
+        return "edit_harness", _operator(state, candidate.harness.digest, evaluation.request.iteration)
     adapter = state.adapters.get(candidate.adapter.digest) if candidate.adapter else None
     return "train_weights", adapter.algorithm if adapter else "?"
+
+
+def _operator(state: RunState, harness: str, iteration: int) -> str:
+    """The operator that made `harness` in `iteration`; other edits may have led to it before."""
+    made = [o for o in state.origins.get(harness, ()) if o.measured]
+    return next((o.operator for o in made if o.iteration == iteration), made[0].operator if made else "?")
 
 
 def canaries(evaluation: Evaluation, limit: int) -> tuple[str, ...]:

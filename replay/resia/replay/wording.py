@@ -1,4 +1,4 @@
-"""Plain words for the published rules and features that decisions name (docs/selection.md).
+"""Plain words for the published rules and features that decisions name (docs/selection.md), and for a score.
 
 Words only: whether a rule matched and what a feature is worth stand in the log.
 """
@@ -6,6 +6,15 @@ Words only: whether a rule matched and what a feature is worth stand in the log.
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+
+def score_text(mean: float | None, coverage: float | None = None, digits: int = 3) -> str:
+    """A mean reward, and beside it the share of the rollouts behind it that was scored, where that is not all."""
+    if mean is None:
+        return "-"
+    missing = "" if coverage is None or coverage >= 1 else f" ({int(coverage * 100)}% scored)"
+    return f"{mean:.{digits}f}{missing}"
+
 
 RULES: Mapping[str, str] = {
     "select-lever/1:0-budget": "no iterations or no tokens are left, so the run stops",
@@ -31,6 +40,8 @@ RULES: Mapping[str, str] = {
     "select-algorithm/1:8-fallback": "what the rules name is masked, and there are successes to learn from, so the "
     "first that is not masked is taken",
     "select-algorithm/1:9-none": "every algorithm is masked or has too little to learn from",
+    "learned-operators/1:rank": "operators are ranked by what they are meant for, shrunk toward what past runs "
+    "measured",
     "learned-algorithm/1:draw": "a policy that was learned from past runs draws from what is not masked",
 }
 

@@ -78,7 +78,9 @@ def run(
     domain: Annotated[str | None, typer.Option(help="The problem to improve on.")] = None,
     mode: Annotated[str | None, typer.Option(help="H edits the harness, W trains weights, W+H does both.")] = None,
     algorithm: Annotated[str | None, typer.Option(help="Train with this one only; default: the rules choose.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Draw algorithms by this file of resia policy fit.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Choose algorithms and edits by this file of resia policy fit.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Everything sampled derives from it.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value.")] = None,

@@ -10,7 +10,7 @@ import typer
 from .cli_options import STORE, JsonOption, NatsOption, StoreOption, print_shown, run_async
 from .newfile import check_new, new_file
 
-policy_app = typer.Typer(help="A choice of algorithms learned from finished runs.", no_args_is_help=True)
+policy_app = typer.Typer(help="A choice of algorithms and operators learned from finished runs.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:

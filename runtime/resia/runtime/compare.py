@@ -15,12 +15,13 @@ from rich.text import Text
 
 from resia.agents.gate import bca
 from resia.agents.taskwork import item_means
-from resia.events import Action, Algorithm, HarnessEdited, RunFailed
+from resia.events import Action, Algorithm, RunFailed
 from resia.events.errors import UsageError
 from resia.events.ids import seed_for
 from resia.replay.diff import candidate_evaluations
 from resia.replay.fork import owner_of, parted_at
 from resia.replay.state import DecisionAt, Evaluation, Outcome, RunState, Status, Trial
+from resia.replay.wording import score_text
 
 from .reading import Log, read_log
 from .store import Store, opened, require_whole
@@ -45,7 +46,8 @@ class Compared(msgspec.Struct, frozen=True):
     `candidate` is the iteration whose candidate is compared: the run's champion, or the last one measured where the
     champion has not changed since; None where nothing was measured. Means are of greedy validation rewards in [0, 1].
     `effect` is candidate minus the champion at `since`, paired over `items` validation items, with its 95% BCa
-    interval. `tokens` were spent since then, without the sealed test. `note` says why there is no candidate.
+    interval. Coverage is the share of the validation rollouts that was scored. `tokens` were spent since then, without
+    the sealed test. `note` says why there is no candidate.
     """
 
     run: str
@@ -62,6 +64,8 @@ class Compared(msgspec.Struct, frozen=True):
     gate: Outcome | None
     tokens: int
     note: str
+    coverage: float | None = None
+    reference_coverage: float | None = None
 
 
 class Span(NamedTuple):
@@ -131,8 +135,8 @@ def compared(span: Span) -> Compared:
         status=end.status,
         decisions=tuple(_taken(end, at, trials) for at in decisions),
         candidate=candidate.request.iteration if candidate else None,
-        validation=_mean(candidate),
-        reference=_mean(before),
+        validation=_validation(candidate).mean,
+        reference=_validation(before).mean,
         items=effect.items,
         effect=effect.mean,
         ci_low=effect.low,
@@ -140,6 +144,8 @@ def compared(span: Span) -> Compared:
         gate=judged[-1].outcome if judged else None,
         tokens=span.spent.ledger.tokens - (start.ledger.tokens if start else span.spent.ledger.tokens),
         note="" if candidate else _why_none(end, decisions, trials),
+        coverage=_validation(candidate).coverage,
+        reference_coverage=_validation(before).coverage,
     )
 
 
@@ -180,15 +186,20 @@ def _candidate(end: RunState, since: int) -> Evaluation | None:
     return measured[-1] if measured else None
 
 
-def _mean(found: Evaluation | None) -> float | None:
+class _Scored(NamedTuple):
+    mean: float | None = None
+    coverage: float | None = None
+
+
+def _validation(found: Evaluation | None) -> _Scored:
     score = found.completed.scores.get("validation") if found and found.completed else None
-    return score.mean if score else None
+    return _Scored(score.mean, score.coverage) if score else _Scored()
 
 
 def _taken(end: RunState, at: DecisionAt, trials: Sequence[Trial]) -> Taken:
     decision = at.decision
-    edits = (node for node in end.harnesses.values() if isinstance(node, HarnessEdited))
-    name = next((node.operator for node in edits if node.iteration == decision.iteration), decision.algorithm or "")
+    edits = (origin for origins in end.origins.values() for origin in origins if origin.measured)
+    name = next((edit.operator for edit in edits if edit.iteration == decision.iteration), decision.algorithm or "")
     outcome = next((trial.outcome for trial in trials if trial.iteration == decision.iteration), None)
     return Taken(decision.iteration, decision.action, decision.algorithm, name, outcome)
 
@@ -224,7 +235,7 @@ def table(lines: Iterable[Compared]) -> Table:
         view.add_row(
             Text(line.run),
             Text(", ".join(_decision(taken) for taken in line.decisions[:1] + _levers(line.decisions[1:])) or "-"),
-            "-" if line.validation is None else f"{line.validation:.3f}",
+            score_text(line.validation, line.coverage),
             Text(effect),
             line.gate or "-",
             f"{line.tokens:,}",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -29,12 +30,13 @@ from resia.events import (
 )
 from resia.replay.report import Row, Summary, rows
 from resia.replay.state import RunState
+from resia.replay.wording import score_text
 from resia.trainers.decider import plan
 
 from .session import Watch
 from .supervisor import Died, Supervisor
 
-_OUTCOMES = {"accepted": "green", "rejected": "red", "undecided": "yellow", "failed": "red", "baseline": "cyan"}
+OUTCOMES = {"accepted": "green", "rejected": "red", "undecided": "yellow", "failed": "red", "baseline": "cyan"}
 
 
 class View:
@@ -153,8 +155,9 @@ def _line(event: object) -> str:
     """One line for the events a person follows; empty for the rest."""
     match event:
         case EvaluationCompleted():
-            scores = "  ".join(f"{split} {score.mean:.3f}" for split, score in event.scores.items())
-            return f"measured {event.purpose} of iteration {event.iteration}: {scores}"
+            scores = "  ".join(f"{split} {score_text(s.mean, s.coverage)}" for split, s in event.scores.items())
+            lost = f"  ({event.failed} rollouts lost to infrastructure)" if event.failed else ""
+            return f"measured {event.purpose} of iteration {event.iteration}: {scores}{lost}"
         case DecisionMade():
             return f"decided {event.action}{f' {event.algorithm}' if event.algorithm else ''}: {event.reason}"
         case RoundTrained():
@@ -194,18 +197,14 @@ def _cells(row: Row) -> dict[str, RenderableType]:
         "gen": str(row.generation),
         "lever": _LEVERS[row.lever],
         "change": Text(row.name),
-        "search": _score(row.search),
-        "valid": _score(row.validation),
-        "gate": Text(outcome, style=_OUTCOMES.get(outcome, "dim")),
+        "search": score_text(row.search, row.search_coverage),
+        "valid": score_text(row.validation, row.validation_coverage),
+        "gate": Text(outcome, style=OUTCOMES.get(outcome, "dim")),
         "p": "" if row.p_value is None else f"{row.p_value:.4f}",
         "effect": "" if row.effect is None else f"{row.effect:+.2f} [{row.ci_low:+.2f}, {row.ci_high:+.2f}]",
         "answers": str(row.distinct_answers),
         "tokens": f"{row.tokens / 1000:.0f}k",
     }
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def controls_table(summary: Summary) -> Table:
@@ -218,8 +217,10 @@ def controls_table(summary: Summary) -> Table:
         by_name.setdefault(score.name, {})[score.split] = score.mean
     for name, scores in by_name.items():
         view.add_row(
-            Text(f"control: {name}"), *(_score(scores.get(split)) for split in ("search", "validation", "test"))
+            Text(f"control: {name}"), *(score_text(scores.get(split)) for split in ("search", "validation", "test"))
         )
-    view.add_row("generation 0", "", _score(summary.baseline_validation), _score(summary.baseline_test))
-    view.add_row("champion", "", _score(summary.champion_validation), _score(summary.champion_test), style="bold")
+    means, scored = msgspec.structs.asdict(summary), summary.coverage
+    for label, name, style in (("generation 0", "baseline", ""), ("champion", "champion", "bold")):
+        cells = (score_text(means[key], scored.get(key)) for key in (f"{name}_validation", f"{name}_test"))
+        view.add_row(label, "", *cells, style=style)
     return view

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from resia.events import Blobs, CandidateAccepted, Fact, Harness, decode_harness
+from resia.events import Blobs, CandidateAccepted, Fact, Harness, SplitScore, decode_harness
 from resia.events.errors import UsageError
-from resia.replay.diff import SPLITS, AdapterStep, adapter_lineage, harness_lineage, score_of
+from resia.replay.diff import SPLITS, AdapterStep, adapter_lineage, harness_lineage, split_score
 from resia.replay.state import Champion, RunState
+from resia.replay.wording import score_text
 
 from .reading import Log
 
@@ -32,7 +33,7 @@ class EditStep(msgspec.Struct, frozen=True):
 class Moment(msgspec.Struct, frozen=True):
     """The champion after `event`, with digests of the whole harness and of each component. `adapter` None: the base
     weights. `edits` and `updates` lead to it, oldest first, also through the run's ancestors. `scores` are mean
-    rewards by split."""
+    rewards by split, `coverage` the share of a split's rollouts that was scored, where it is below 1."""
 
     run: str
     event: int
@@ -46,6 +47,7 @@ class Moment(msgspec.Struct, frozen=True):
     edits: tuple[EditStep, ...]
     updates: tuple[AdapterStep, ...]
     scores: dict[str, float]
+    coverage: dict[str, float] = {}
 
 
 def moment_of(run: str, state: RunState, digest: str) -> Moment | None:
@@ -55,7 +57,7 @@ def moment_of(run: str, state: RunState, digest: str) -> Moment | None:
         return None
     harness, adapter = champion.candidate.harness, champion.candidate.adapter
     node = state.harnesses.get(harness.digest)
-    edits = harness_lineage(state, harness)
+    edits, scores = harness_lineage(state, harness), _scores(state, champion)
     return Moment(
         run,
         state.sequence,
@@ -68,16 +70,15 @@ def moment_of(run: str, state: RunState, digest: str) -> Moment | None:
         request.model_digest,
         tuple(EditStep(edit.harness.digest, edit.operator, edit.component, edit.iteration) for edit in edits),
         adapter_lineage(state, adapter),
-        _scores(state, champion),
+        {split: score.mean for split, score in scores.items()},
+        {split: score.coverage for split, score in scores.items() if score.coverage < 1},
     )
 
 
-def _scores(state: RunState, champion: Champion) -> dict[str, float]:
+def _scores(state: RunState, champion: Champion) -> dict[str, SplitScore]:
     found = state.evaluations.get(champion.evaluation)
-    if found is None:
-        return {}
-    scores = {split: score_of(state, found, split) for split in SPLITS}
-    return {str(split): mean for split, mean in scores.items() if mean is not None}
+    scores = {split: split_score(state, found, split) for split in SPLITS} if found else {}
+    return {str(split): score for split, score in scores.items() if score is not None}
 
 
 def harness_of(state: RunState, blobs: Blobs) -> Harness:
@@ -94,10 +95,12 @@ def texts(moment: Moment, harness: Harness) -> list[str]:
     lines.append(f"harness: {' -> '.join(['draft', *edits])}")
     lines.append(f"adapter: {' -> '.join([moment.base_model, *updates])}")
     if moment.scores:
-        lines.append("scores: " + ", ".join(f"{split} {mean:.3f}" for split, mean in moment.scores.items()))
+        scores = (f"{split} {score_text(m, moment.coverage.get(split))}" for split, m in moment.scores.items())
+        lines.append("scores: " + ", ".join(scores))
     policy, shown = harness.retry_policy, len(harness.system_prompt.examples)
     lines.append(
         f"retry policy: temperature {policy.temperature:g}, tokens {policy.max_new_tokens}, attempts {policy.attempts}"
+        + (f", votes {policy.votes}" if policy.votes > 1 else "")
     )
     lines.append(f"system prompt, with {shown} demonstrations:")
     return [*lines, *(f"  {line}" for line in harness.system_prompt.text.splitlines())]

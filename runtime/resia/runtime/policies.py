@@ -77,19 +77,32 @@ def shown(judged: Judged, out: Path) -> Shown:
         for context, held in sorted(policy.arms.items())
         for name, arm in sorted(held.items())
     ]
+    updates, edits = sum(s.updates for s in policy.sources), sum(s.edits for s in policy.sources)
     line = {
         "policy": policy.digest(),
         "out": str(out),
-        "updates": sum(source.updates for source in policy.sources),
+        "updates": updates,
+        "edits": edits,
         "unit_tokens": policy.unit_tokens,
         "arms": msgspec.to_builtins(policy.arms),
+        "operators": msgspec.to_builtins(policy.operators),
+        "operator_scale": policy.operator_scale,
         "estimates": {name: msgspec.to_builtins(found) for name, found in judged.estimates.items()},
     }
-    seen = f"{_counted(sum(s.updates for s in policy.sources), 'update')} of {_counted(len(policy.sources), 'run')}"
+    seen = f"{_counted(updates, 'update')} and {_counted(edits, 'edit')} of {_counted(len(policy.sources), 'run')}"
     head = f"policy {policy.digest()[:12]} from {seen} is in {out}"
     gains = [_estimate(name, found) for name, found in judged.estimates.items() if found.decisions]
     none = [] if gains else ["no decision with a choice is in these runs, so nothing can be estimated"]
-    return Shown((line,), (head, *arms, *gains, *none))
+    return Shown((line,), (head, *arms, *_edit_lines(policy), *gains, *none))
+
+
+def _edit_lines(policy: LearnedPolicy) -> list[str]:
+    return [
+        f"{kind}  {name}: {_counted(arm.tries, 'edit')}, {arm.accepted} accepted, mean effect"
+        f" {arm.effect / max(arm.tries, 1):+.4f}"
+        for kind, held in sorted(policy.operators.items())
+        for name, arm in sorted(held.items())
+    ]
 
 
 def _counted(number: int, thing: str) -> str:
@@ -120,10 +133,13 @@ def read_policy(path: Path) -> LearnedPolicy:
 
 
 def pinned(settings: RunSettings, path: Path, cache: Path | None) -> RunRequested:
-    """The first event of a run that draws its algorithms from the policy in `path`."""
+    """The first event of a run that draws its algorithms and ranks its operators by the policy in `path`."""
     policy = _fits(read_policy(path))
-    if settings.algorithm is not None:
+    ranks = bool(policy.operators) and settings.loop.mode != "W"
+    if settings.algorithm is not None and not ranks:
         raise UsageError(f"algorithm {settings.algorithm} leaves a policy nothing to choose: leave one of them out")
-    if settings.loop.mode == "H":
-        raise UsageError("mode H freezes the weights: leave --policy out, or take mode W or W+H")
+    if settings.loop.mode == "H" and not ranks:
+        raise UsageError(
+            "mode H freezes the weights: leave --policy out, fit it from runs with edits, or take mode W or W+H"
+        )
     return msgspec.structs.replace(first_event(settings, cache), policy=policy)

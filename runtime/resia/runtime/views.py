@@ -11,7 +11,9 @@ from resia.events import Harness, decode_harness
 from resia.events.errors import UsageError
 from resia.replay.diff import Diff, diff
 from resia.replay.explain import explain, parse_run_ref
+from resia.replay.memory import tried_edits
 from resia.replay.report import rows, summary
+from resia.replay.wording import score_text
 
 from .protocol import RunEntry
 from .reading import state_of
@@ -41,21 +43,25 @@ def _kept(entry: RunEntry) -> str:
 
 
 async def status_view(store: Store, run: str) -> Shown:
-    """The table of what was tried, alarms, cost and controls."""
+    """The table of what was tried, alarms, cost, the memory of edits, and controls."""
     from .console import controls_table, table
+    from .edits_table import edits_table
 
     state = await state_of(store, run)
-    result, tried = summary(state), rows(state)
+    result, tried, edits = summary(state), rows(state), tried_edits(state)
     alarms = [f"alarm: {a.probe}: {a.detail}" for a in state.alarms]
     cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens"
     about = f"{run} (fork of {result.parent})" if result.parent else run
     head = f"{about}: {result.status}{f': {result.reason}' if result.reason else ''}"
     parts: list[RenderableType] = [head, table(tried, Console().width), *alarms, cost]
+    if edits:
+        parts.append(edits_table(edits, Console().width))
     if result.controls:
         parts.append(controls_table(result))
     elif result.controls_error:
         parts.append(f"controls failed: {result.controls_error}")
-    line = {"run": run, **msgspec.to_builtins(result), "candidates": [msgspec.to_builtins(row) for row in tried]}
+    listed = {"candidates": msgspec.to_builtins(tried), "edits": msgspec.to_builtins(edits)}
+    line = {"run": run, **msgspec.to_builtins(result), **listed}
     return Shown((line,), tuple(parts))
 
 
@@ -88,9 +94,8 @@ def _diff_texts(found: Diff) -> list[str]:
     for name, lineage in (("before", found.adapters_before), ("after", found.adapters_after)):
         steps = [f"{s.digest[:12]} ({s.algorithm}, iteration {s.iteration}, {s.steps} steps)" for s in lineage]
         texts.append(f"adapter {name}: {' -> '.join(['base', *steps])}")
-    pairs = [f"{s.split} {_score(s.before)} -> {_score(s.after)}" for s in found.scores]
+    pairs = [
+        f"{s.split} {score_text(s.before, s.before_coverage)} -> {score_text(s.after, s.after_coverage)}"
+        for s in found.scores
+    ]
     return [*texts, "scores: " + ", ".join(pairs)]
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
