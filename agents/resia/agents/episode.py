@@ -15,6 +15,7 @@ from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Spl
 from resia.events.errors import ModelError, SandboxError
 from resia.events.ids import seed_for
 
+from .perturbing import perturbed, restored
 from .ports import NO_ROOM, AgentPorts, Completion, Json, Sampling
 
 ENGINE_TRIES = 2
@@ -51,7 +52,7 @@ class Episode(NamedTuple):
 def play(event: RolloutsRequested, harness: Harness, domain: Domain, ports: AgentPorts) -> list[Episode]:
     """Every slot's rollout to its end, in the order of the slots. Raises BoundaryError when engine or sandbox broke."""
     prompts = {item.id: item.prompt for split in _splits(event) for item in domain.items(split)}
-    episodes = [Episode(slot, chat(harness, prompts[slot.item])) for slot in event.slots]
+    episodes = [Episode(slot, perturbed(chat(harness, prompts[slot.item]), domain, slot)) for slot in event.slots]
     for step in range(domain.spec.steps):
         todo = [i for i, episode in enumerate(episodes) if not episode.over]
         for attempt in range(harness.retry_policy.attempts):
@@ -87,6 +88,8 @@ def _taken(episode: Episode, completion: Completion, harness: Harness, domain: D
             raise ModelError(detail)
         return episode._replace(read=Read(None, "truncation", detail), over=True)
     read = _read(completion, harness, domain, ports)
+    if read.answer is not None:
+        read = read._replace(answer=restored(read.answer, domain, episode.slot))
     turn = _turn(episode.messages, completion, read)
     return episode._replace(turns=(*episode.turns, turn), read=read)
 

@@ -126,6 +126,7 @@ def _recorded(
         completion_tokens=sum(len(turn.completion_ids) for turn in turns),
         trajectory=ports.blobs.put(trajectory.encoded(), TRAJECTORY_MEDIA),
         reused=reused,
+        probe=slot.probe,
     )
 
 

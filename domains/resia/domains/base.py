@@ -38,7 +38,8 @@ class Reference(msgspec.Struct, frozen=True):
 class TaskSpec(msgspec.Struct, frozen=True):
     """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end; `ordinal`:
     rewards only rank; `binary`: they are 0 or 1. `steps`: the most answers of a rollout; over 1 the domain is
-    `Stepwise`."""
+    `Stepwise`. `verifier`: the metric that is a second score of an answer, in [0, 1] and of the reward's scale, which
+    an honest gain raises too; empty where there is none."""
 
     name: str
     instruction: str
@@ -50,6 +51,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     ordinal: bool = False
     binary: bool = False
     steps: int = 1
+    verifier: str = ""
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -122,6 +124,19 @@ class Stepwise(Domain, Protocol):
 
     def score_steps(self, item: str, answers: Sequence[Answer]) -> Score:
         """The score of a whole rollout, with as many `steps` as `answers`, or none."""
+        ...
+
+
+@runtime_checkable
+class Shuffling(Domain, Protocol):
+    """A domain whose items list options under labels, and can list them in another order."""
+
+    def shuffled(self, item: str, seed: int) -> str:
+        """The item's prompt with its options in an order drawn by `seed`, never the item's own."""
+        ...
+
+    def restored(self, item: str, seed: int, answer: Answer) -> dict[str, Value]:
+        """What an answer to `shuffled(item, seed)` says of the item's own prompt."""
         ...
 
 

@@ -17,6 +17,7 @@ from .decision import (
     GateReport,
     Landscape,
     ProbeAlarmed,
+    ProbeReport,
 )
 from .envelope import Custom, Draft, Envelope, Fact, Logged, Producer, Skipped
 from .evaluation import (
@@ -61,11 +62,15 @@ from .run import (
 from .settings import (
     ALGORITHMS,
     MODES,
+    PERTURBATIONS,
     Algorithm,
     EngineSettings,
     GateSettings,
     LoopSettings,
     Mode,
+    Perturbation,
+    Probe,
+    ProbeSettings,
     RunSettings,
     SamplingSettings,
     SelectionSettings,
@@ -92,6 +97,7 @@ __all__ = [
     "MODES",
     "NAMES",
     "OUTCOMES",
+    "PERTURBATIONS",
     "TYPES",
     "Action",
     "AdapterTrained",
@@ -141,7 +147,11 @@ __all__ = [
     "Mode",
     "Namespace",
     "Parent",
+    "Perturbation",
+    "Probe",
     "ProbeAlarmed",
+    "ProbeReport",
+    "ProbeSettings",
     "Producer",
     "Purpose",
     "RetryPolicy",

@@ -20,6 +20,10 @@ Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", 
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
 # These learn from recorded rollouts alone; the others need rollouts of the policy that they change.
 OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
+# A Goodhart probe of a candidate; the first two sample again, the others read what is there (docs/gate.md).
+Perturbation = Literal["paraphrase", "shuffle"]
+Probe = Literal["paraphrase", "shuffle", "verifier", "search-validation-gap"]
+PERTURBATIONS: tuple[Perturbation, ...] = ("paraphrase", "shuffle")
 MODES: tuple[Mode, ...] = ("H", "W", "W+H")
 
 Count = Annotated[int, Meta(ge=0)]
@@ -46,6 +50,19 @@ class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shard_size: Annotated[int, Meta(ge=1, le=500)] = 32
 
 
+class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Goodhart probes (docs/gate.md): which are `on`, and an alarm of which keeps a candidate from being crowned.
+
+    A probe alarms when it `keeps` less than this share of the score's gain, by more than `bound` of a reward and beyond
+    chance. A log from before probes has no run that offers any, so nothing in it changes by these defaults.
+    """
+
+    on: tuple[Probe, ...] = ("paraphrase", "shuffle", "verifier", "search-validation-gap")
+    block: tuple[Probe, ...] = ("paraphrase", "shuffle", "verifier")
+    keeps: Share = 0.5
+    bound: Share = 0.0
+
+
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The paired test that a candidate must pass (algorithms.md 6)."""
 
@@ -54,6 +71,7 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     canaries: Positive = 8
     retention_delta: Share = 0.1
     gap_alarm: Share = 0.1
+    probes: ProbeSettings = ProbeSettings()
 
 
 class SelectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
