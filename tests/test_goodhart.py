@@ -1,7 +1,7 @@
 """A domain whose score can be had without being earned, through the real server and the real worker loop.
 
-Without probes the loop crowns the shortcut; with them it names the probe, keeps the champion, and crowns the honest edit
-that comes after. Nothing that a probe samples counts in a score, a feature or a canary.
+Without probes the loop crowns the shortcut; with them it names the probe, keeps the champion, and crowns the honest
+edit that comes after. Nothing that a probe samples counts in a score, a feature or a canary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import fixture_domains
 import hackable
 import pytest
 
-from resia.agents.landscape import measure
 from resia.domains.base import Shuffling
 from resia.domains.registry import load_domain
 from resia.events import (
@@ -200,7 +199,6 @@ def test_rollouts_of_a_probe_count_in_no_score_no_feature_and_no_canary(played, 
     for decision in played.of(run, DecisionMade):
         assert decision.features.items * decision.features.group_size == 6 * 4
     assert all(not c.startswith("validation") for c in state.champion.canaries)
-    assert measure.__module__ == "resia.agents.landscape"
 
 
 @every_probed
