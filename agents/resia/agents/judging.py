@@ -7,7 +7,7 @@ prompts) only for one that would be crowned, and then for the champion too, once
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -81,6 +81,7 @@ def conclude(state: RunState, request: RunRequested, champion: Champion, found: 
 
 
 def _gated(state: RunState, request: RunRequested, champion: Champion, pair: _Pair) -> Verdict:
+    rule = _RULES[request.settings.gate.retention]
     test, old, new = state.gates + 1, item_means(pair.before, "validation"), item_means(pair.after, "validation")
     shared = sorted(old.keys() & new.keys())  # an item lost to infrastructure on either side is no evidence
     result = judge(
@@ -89,19 +90,36 @@ def _gated(state: RunState, request: RunRequested, champion: Champion, pair: _Pa
         binary=request.binary,
         test=test,
         settings=request.settings.gate,
-        solved=_solved(champion, pair),
+        solved=rule.solved(champion, pair),
         seed=seed_for(request.settings.seed, "gate", test),
     )
-    return _VERDICTS[result.outcome](pair.after.id, champion.evaluation, result.report)
+    report = msgspec.structs.replace(result.report, rule=rule.name)
+    return _VERDICTS[result.outcome](pair.after.id, champion.evaluation, report)
 
 
-def _solved(champion: Champion, pair: _Pair) -> dict[str, tuple[float, float]]:
-    """Greedy reward before and after on the canaries and on the validation items that the champion solved."""
+def _solved_greedily(champion: Champion, pair: _Pair) -> dict[str, tuple[float, float]]:
+    """Greedy reward before and after on the canaries and on the validation items that the champion solved: of what it
+    solved by luck, luck loses some again."""
     solved = {r.item for r in pair.before.rollouts.values() if r.split == "validation" and r.success}
     old = item_means(pair.before, "search") | item_means(pair.before, "validation")
     new = item_means(pair.after, "search") | item_means(pair.after, "validation")
     names = sorted(solved | set(champion.canaries))
     return {item: (old[item], new[item]) for item in names if item in old and item in new}
+
+
+def _solved_again(champion: Champion, pair: _Pair) -> dict[str, tuple[float, float]]:
+    """Mean sampled reward before and after on the canaries, which the champion's greedy rollouts chose: its sampled
+    ones say what each is worth to it without that luck."""
+    old, new = (item_means(side, "search", greedy=False) for side in pair)
+    return {item: (old[item], new[item]) for item in champion.canaries if item in old and item in new}
+
+
+class _Rule(NamedTuple):
+    name: str
+    solved: Callable[[Champion, _Pair], dict[str, tuple[float, float]]]
+
+
+_RULES = {"greedy": _Rule("gate/1", _solved_greedily), "sampled": _Rule("gate/2", _solved_again)}
 
 
 # -- probes that read what is there ----------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ class GateReport(msgspec.Struct, frozen=True):
 
     `test` is k of the run's alpha spending (0: the baseline, nothing to compare with), `alpha` that test's level,
     interval by BCa at 1 - 2 alpha, `retention_low` the lower bound of the reward change on what the champion solved
-    (None when it solved nothing). `probes` are those that were made, but for the gap, which is no paired test.
+    (None when it solved nothing). `rule` is the published rule and its version. `probes` are those that were made, but
+    for the gap, which is no paired test.
     """
 
     test: int
@@ -43,6 +44,7 @@ class GateReport(msgspec.Struct, frozen=True):
     method: str
     retention_low: float | None
     reason: str
+    rule: str = "gate/1"
     probes: tuple[ProbeReport, ...] = ()
 
 

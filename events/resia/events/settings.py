@@ -64,12 +64,18 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The paired test that a candidate must pass (algorithms.md 6)."""
+    """The paired test that a candidate must pass (algorithms.md 6).
+
+    `retention`: which rollouts say whether the solved stays solved. "greedy", rule gate/1 and what a log without the
+    field means: the greedy ones of canaries and solved validation items. "sampled", rule gate/2 and that of every new
+    run: the sampled ones of the canaries, which had no part in choosing them.
+    """
 
     alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
     min_items: Positive = 12
     canaries: Positive = 8
     retention_delta: Share = 0.1
+    retention: Literal["greedy", "sampled"] = "greedy"
     gap_alarm: Share = 0.1
     probes: ProbeSettings = ProbeSettings()
 

@@ -159,7 +159,10 @@ def _cost(state: RunState, found: Evaluation) -> tuple[int, int]:
     iteration = found.request.iteration
     trainings = [t for t in state.trainings.values() if t.request.iteration == iteration]
     probes = [e for e in state.evaluations.values() if (e.request.purpose, e.request.iteration) == ("probe", iteration)]
-    sampled: list[RolloutRecorded] = [r for held in (found, *probes, *trainings) for r in held.rollouts.values()]
+    sampled: list[RolloutRecorded] = [
+        *(r for held in (found, *probes) for r in held.rollouts.values()),
+        *(r for held in trainings for r in held.rollouts.values()),
+    ]
     trained = sum(done.tokens for t in trainings for done in t.rounds)
     return trained + sum(r.prompt_tokens + r.completion_tokens for r in sampled), len(sampled)
 
