@@ -31,6 +31,7 @@ from resia.events import (
 )
 from resia.replay.digest import digest
 from resia.replay.report import rows
+from resia.replay.wording import PROBES
 from resia.runtime.bus import Bus, connect
 from resia.runtime.cli import main
 from resia.runtime.config import load_settings
@@ -233,6 +234,7 @@ def test_explain_and_status_tell_the_alarm_in_words(played, run, capsys):
     assert f"Alarm of {alarm.probe}" in told
     assert alarm.detail in told
     assert "the gain does not hold" in told
+    assert f"Probe {alarm.probe}, {PROBES[alarm.probe]}: score {alarm.score_change:+.4f}" in told
     assert main(["status", run, "--store", str(played.store)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"alarm: {alarm.probe}" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,3 +346,12 @@ def test_a_log_from_before_probes_has_none():
     assert history.state.request.settings.gate.probes.on
     assert {e.purpose for e in history.of(RolloutsRequested)} <= {"candidate", "test", "baseline"}
     assert all(e.gate.probes == () for e in history.of(CandidateAccepted, CandidateRejected))
+
+
+def test_the_worked_example_of_the_docs():
+    text = (Path(__file__).parent.parent / "docs" / "gate.md").read_text()
+    found = made([1] * 13 + [0] * 3, [0] * 13 + [-1] * 3)
+    assert found.alarmed
+    assert f"p = 2^-16 = {found.p_value:.3g}" in text
+    honest = made([1] * 12 + [0] * 4, [1] * 12 + [0] * 4)
+    assert honest.p_value > 0.99

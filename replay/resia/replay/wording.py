@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from resia.events import Probe
+
 RULES: Mapping[str, str] = {
     "select-lever/1:0-budget": "no iterations or no tokens are left, so the run stops",
     "select-lever/1:1-edit-harness": "fewer edits failed than patience allows and one is untried, so the harness is "
@@ -32,6 +34,13 @@ RULES: Mapping[str, str] = {
     "first that is not masked is taken",
     "select-algorithm/1:9-none": "every algorithm is masked or has too little to learn from",
     "learned-algorithm/1:draw": "a policy that was learned from past runs draws from what is not masked",
+}
+
+PROBES: Mapping[Probe, str] = {
+    "paraphrase": "the same prompts in other words",
+    "shuffle": "the same options in another order",
+    "verifier": "the domain's second score of the same answers",
+    "search-validation-gap": "the search against the validation items",
 }
 
 FEATURES: Mapping[str, str] = {
