@@ -1,17 +1,17 @@
-"""How often each gate crowns a candidate that is no better, and how often it crowns one that is.
+"""How often each gate crowns a candidate that is no better, one that is, and one that loses what was solved.
 
-A run offers K candidates in turn against one champion on the same validation items. False accept: the share of runs,
-without any effect, in which at least one candidate is crowned. Power: the share of first candidates with the given
-true gain that are crowned. Beside the gate of `resia.agents.gate`, with and without its check that validation items
-which the champion solved stay solved: "the score went up" and "up by k standard errors". A binary outcome is drawn
-anew for each candidate, so items solved by luck are lost by luck: the hardest case for that check.
+A run offers K candidates in turn against one champion on the same items. False accept: the share of runs, without any
+effect, in which at least one candidate is crowned. Power: the share of first candidates with the given true gain that
+are crowned. Lossy: the same for candidates that gain 0.6 on one half of the items and lose 0.3 on the other, which the
+champion solves. The gates are that of `resia.agents.gate` under both rules of what stays solved and without any; "the
+score went up"; and "up by k standard errors". Every outcome is drawn anew for each candidate, so items solved by luck
+are lost by luck. Beside them, how often a probe alarms by how much of a gain holds under it.
 
     python -m benchmarks.gate [--json] [--runs N] [--seed S] [--out PATH]
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,14 +23,21 @@ import numpy.typing as npt
 
 from benchmarks import machine
 from resia.agents.gate import judge
+from resia.agents.probes import Sides, probe
 from resia.events import GateSettings
 
 Floats = npt.NDArray[np.float64]
-Gate = Callable[[Floats, Floats, int], bool]  # (candidate_N, champion_N, k) -> crowned
 
 TESTS = 8
 EFFECTS = (0.05, 0.1, 0.2, 0.3, 0.4)
 SETTINGS = GateSettings()
+SEARCH_ITEMS, GROUP = 12, 8  # sampled rollouts an item
+SOLVED = 0.5  # a reward above is a success
+EASY, HARD = 0.9, 0.1
+LOST, WON = -0.3, 0.6  # on easy and on hard items
+HOLDS = (1.0, 0.75, 0.5, 0.25, 0.0)
+PROBED_ITEMS = (12, 16)
+PROBED_GAIN = 0.5
 
 
 class Scenario(NamedTuple):
@@ -43,12 +50,19 @@ class Scenario(NamedTuple):
     noise: float = 0.15
 
 
-class Rewards(NamedTuple):
-    """`candidates` are runs x tests x items, `champion` runs x items."""
+class Case(NamedTuple):
+    """One candidate at test `test` of its run: greedy validation rewards (N) of both sides, and of the canaries (C) the
+    greedy and the mean sampled rewards, champion's and candidate's."""
 
-    candidates: Floats
+    candidate: Floats
     champion: Floats
+    greedy: tuple[Floats, Floats]
+    sampled: tuple[Floats, Floats]
+    test: int
 
+
+Gate = Callable[[Case], bool]
+Runs = list[list[Case]]
 
 SCENARIOS = (
     Scenario("binary-24", 24, True, 1),
@@ -70,95 +84,158 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def simulate(runs: int, seed: int) -> dict[str, object]:
-    """Every scenario with every gate on the same simulated candidates."""
+    """Every scenario with every gate on the same simulated candidates, and the probes."""
     found = machine.describe(numpy=np.__version__)
     started = time.process_time()
     scenarios = {s.name: _scenario(s, max(runs // s.share, 2), seed + i) for i, s in enumerate(SCENARIOS)}
+    probes = {f"{items} items": _alarms(items, runs, seed) for items in PROBED_ITEMS}
     return {
         "benchmark": "gate",
         "alpha": SETTINGS.alpha,
         "tests_a_run": TESTS,
+        "search_items": SEARCH_ITEMS,
+        "group_size": GROUP,
         "seed": seed,
         "cpu_seconds": round(time.process_time() - started, 1),
         "machine": found,
         "scenarios": scenarios,
+        "probes": {"gain": PROBED_GAIN, "keeps": SETTINGS.probes.keeps, "runs": runs, "alarms_by_share_held": probes},
     }
 
 
 def _scenario(scenario: Scenario, runs: int, seed: int) -> dict[str, object]:
     rng = np.random.default_rng(seed)
-    null = _draw(rng, scenario, runs, TESTS, 0.0)
-    better = {gain: _draw(rng, scenario, runs, 1, gain) for gain in EFFECTS}
+    null = _runs(rng, scenario, runs, TESTS, 0.0)
+    better = {gain: _runs(rng, scenario, runs, 1, gain) for gain in EFFECTS}
+    lossy = _runs(rng, scenario, runs, 1, None)
     gates: dict[str, object] = {}
     for name, gate in GATES.items():
-        rate = _crowned(gate, null, scenario.binary)
-        power = {str(gain): _crowned(gate, rewards, scenario.binary) for gain, rewards in better.items()}
-        gates[name] = {"false_accept": rate, "standard_error": math.sqrt(rate * (1 - rate) / runs), "power": power}
+        wrong = sum(_crowned(gate, null))
+        gates[name] = {
+            "false_accept": wrong / runs,
+            "interval": _interval(wrong, runs),
+            "alpha": SETTINGS.alpha,
+            "power": {str(gain): float(np.mean(_crowned(gate, cases))) for gain, cases in better.items()},
+            "lossy": float(np.mean(_crowned(gate, lossy))),
+        }
     return {"items": scenario.items, "binary": scenario.binary, "runs": runs, "gates": gates}
 
 
-def _draw(rng: np.random.Generator, scenario: Scenario, runs: int, tests: int, gain: float) -> Rewards:
-    """One champion a run, item difficulties of their own, `tests` candidates better by `gain` on every item."""
-    level_R_1_N = rng.uniform(0.1, 0.9 - max(EFFECTS), (runs, 1, scenario.items))
-    shape = (runs, tests, scenario.items)
+def _interval(count: int, runs: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95% interval of a share."""
+    from scipy.stats import binomtest
+
+    found = binomtest(count, runs).proportion_ci(0.95, method="exact")
+    return round(float(found.low), 4), round(float(found.high), 4)
+
+
+def _runs(rng: np.random.Generator, scenario: Scenario, runs: int, tests: int, gain: float | None) -> Runs:
+    """One champion a run, item difficulties of their own, `tests` candidates better by `gain` on every item; None: easy
+    and hard items by turns, and candidates that lose on the easy ones."""
+    return [_run(rng, scenario, tests, gain) for _ in range(runs)]
+
+
+def _run(rng: np.random.Generator, scenario: Scenario, tests: int, gain: float | None) -> list[Case]:
+    level_N, level_M = (_levels(rng, items, gain) for items in (scenario.items, SEARCH_ITEMS))
+    champion_N, greedy_M = _rewards(rng, scenario, level_N), _rewards(rng, scenario, level_M)
+    canaries = np.flatnonzero(greedy_M > SOLVED)[: SETTINGS.canaries]
+    level_C = level_M[canaries]
+    sampled_C = _mean_rewards(rng, scenario, level_C)
+    better_N, better_C = _better(level_N, gain), _better(level_C, gain)
+    return [
+        Case(
+            candidate=_rewards(rng, scenario, better_N),
+            champion=champion_N,
+            greedy=(greedy_M[canaries], _rewards(rng, scenario, better_C)),
+            sampled=(sampled_C, _mean_rewards(rng, scenario, better_C)),
+            test=test,
+        )
+        for test in range(1, tests + 1)
+    ]
+
+
+def _levels(rng: np.random.Generator, items: int, gain: float | None) -> Floats:
+    if gain is None:
+        return np.where(np.arange(items) % 2 == 0, EASY, HARD)
+    return rng.uniform(0.1, 0.9 - max(EFFECTS), items)
+
+
+def _better(level: Floats, gain: float | None) -> Floats:
+    better: Floats = level + (np.where(level > SOLVED, LOST, WON) if gain is None else gain)
+    return better
+
+
+def _rewards(rng: np.random.Generator, scenario: Scenario, level: Floats) -> Floats:
     if scenario.binary:
-        champion = (rng.random(level_R_1_N.shape) < level_R_1_N).astype(np.float64)
-        return Rewards((rng.random(shape) < level_R_1_N + gain).astype(np.float64), champion[:, 0])
-    champion = level_R_1_N + scenario.noise * rng.standard_normal(level_R_1_N.shape)
-    return Rewards(level_R_1_N + gain + scenario.noise * rng.standard_normal(shape), champion[:, 0])
+        return (rng.random(level.shape) < level).astype(np.float64)
+    return level + scenario.noise * rng.standard_normal(level.shape)
 
 
-def _crowned(gate: Gate, rewards: Rewards, binary: bool) -> float:
-    """Share of runs in which at least one candidate is crowned."""
-    # Counts decide a binary verdict, so equal ones are put in one order and judged once.
-    rows = zip(rewards.candidates, rewards.champion, strict=True)
-    arranged = (((_arranged(row, champion) if binary else (row, champion)) for row in run) for run, champion in rows)
-    return float(np.mean([any(gate(new, old, k) for k, (new, old) in enumerate(run, 1)) for run in arranged]))
+def _mean_rewards(rng: np.random.Generator, scenario: Scenario, level: Floats) -> Floats:
+    """Mean of GROUP rollouts an item."""
+    means: Floats = _rewards(rng, scenario, np.broadcast_to(level, (GROUP, len(level)))).mean(axis=0)
+    return means
 
 
-def _arranged(candidate: Floats, champion: Floats) -> tuple[Floats, Floats]:
-    order = np.lexsort((candidate, champion))
-    return candidate[order], champion[order]
+def _crowned(gate: Gate, runs: Runs) -> list[bool]:
+    """Whether at least one candidate is crowned, run by run."""
+    return [any(gate(case) for case in cases) for cases in runs]
 
 
 def _beyond(errors: float) -> Gate:
     """Mean gain above `errors` standard errors of the paired difference."""
 
-    def gate(candidate: Floats, champion: Floats, _test: int) -> bool:
-        effects = candidate - champion
-        return bool(effects.mean() > errors * effects.std(ddof=1) / math.sqrt(len(effects)))
+    def gate(case: Case) -> bool:
+        effects = case.candidate - case.champion
+        return bool(effects.mean() > errors * effects.std(ddof=1) / np.sqrt(len(effects)))
 
     return gate
 
 
-def _shows_gain(candidate: Floats, champion: Floats, test: int) -> bool:
-    return _accepts((tuple(candidate), tuple(champion)), test, frozenset())
+def _shows_gain(case: Case) -> bool:
+    """Counts decide a binary verdict, so equal ones are put in one order and judged once."""
+    order = np.lexsort((case.candidate, case.champion))
+    return _accepts(tuple(case.candidate[order]), tuple(case.champion[order]), case.test)
 
 
-def _shows_gain_and_keeps(candidate: Floats, champion: Floats, test: int) -> bool:
-    """Solved is a champion's reward above a half. Without the gain the check cannot turn the verdict."""
-    solved = frozenset(np.flatnonzero(champion > 0.5).tolist())
-    sides = tuple(candidate), tuple(champion)
-    return _accepts(sides, test, frozenset()) and _accepts(sides, test, solved)
+def _keeps_sampled(case: Case) -> bool:
+    """Rule gate/2. Without the gain no check can turn the verdict."""
+    return _shows_gain(case) and _judged(case.candidate, case.champion, case.test, *case.sampled)
+
+
+def _keeps_greedy(case: Case) -> bool:
+    """Rule gate/1: canaries and solved validation items by their greedy rewards."""
+    solved = case.champion > SOLVED
+    before = np.concatenate([case.champion[solved], case.greedy[0]])
+    after = np.concatenate([case.candidate[solved], case.greedy[1]])
+    return _shows_gain(case) and _judged(case.candidate, case.champion, case.test, before, after)
 
 
 @cache
-def _accepts(sides: tuple[tuple[float, ...], tuple[float, ...]], test: int, solved: frozenset[int]) -> bool:
-    candidate, champion = sides
+def _accepts(candidate: tuple[float, ...], champion: tuple[float, ...], test: int) -> bool:
+    return _judged(np.array(candidate), np.array(champion), test, np.zeros(0), np.zeros(0))
+
+
+def _judged(candidate: Floats, champion: Floats, test: int, before: Floats, after: Floats) -> bool:
     verdict = judge(
-        {f"{i:03}": reward for i, reward in enumerate(candidate)},
-        {f"{i:03}": reward for i, reward in enumerate(champion)},
-        binary=set(candidate) | set(champion) <= {0.0, 1.0},
+        _named(candidate),
+        _named(champion),
+        binary=bool(np.isin([*candidate, *champion], (0.0, 1.0)).all()),
         test=test,
         settings=SETTINGS,
-        solved={f"{i:03}": (champion[i], candidate[i]) for i in solved},
+        solved={name: (float(old), float(new)) for (name, old), new in zip(_named(before).items(), after, strict=True)},
         seed=test,
     )
     return verdict.outcome == "accept"
 
 
+def _named(rewards: Floats) -> dict[str, float]:
+    return {f"{i:03}": float(reward) for i, reward in enumerate(rewards)}
+
+
 GATES: dict[str, Gate] = {
-    "resia": _shows_gain_and_keeps,
+    "resia": _keeps_sampled,
+    "resia, gate/1": _keeps_greedy,
     "resia, gain alone": _shows_gain,
     "score went up": _beyond(0.0),
     "up by 1 SE": _beyond(1.0),
@@ -166,14 +243,38 @@ GATES: dict[str, Gate] = {
 }
 
 
+def _alarms(items: int, runs: int, seed: int) -> dict[str, float]:
+    """Share of probes that alarm, of a binary gain of which a share holds under the probe; all outcomes anew."""
+    return {str(holds): float(np.mean(_alarmed(items, runs, seed, holds))) for holds in HOLDS}
+
+
+def _alarmed(items: int, runs: int, seed: int, holds: float) -> list[bool]:
+    rng = np.random.default_rng([seed, items])
+    level_R_N = rng.uniform(0.1, 0.9 - PROBED_GAIN, (runs, items))
+    rises = (0.0, PROBED_GAIN, 0.0, holds * PROBED_GAIN)
+    drawn_4_R_N = [(rng.random(level_R_N.shape) < level_R_N + rise).astype(float) for rise in rises]
+    found = []
+    for number, rows in enumerate(zip(*drawn_4_R_N, strict=True)):
+        before, after, probed_before, probed_after = map(_named, rows)
+        sides = Sides(before, after), Sides(probed_before, probed_after)
+        found.append(probe("shuffle", *sides, SETTINGS.probes, alpha=SETTINGS.alpha, seed=number).alarmed)
+    return found
+
+
 def _table(result: dict[str, object]) -> str:
-    lines = [f"{'scenario':<16}{'gate':<20}{'false accept':>13}" + "".join(f"{f'+{e:g}':>8}" for e in EFFECTS)]
+    effects = "".join(f"{f'+{e:g}':>8}" for e in EFFECTS)
+    lines = [f"{'scenario':<16}{'gate':<20}{'false accept':>13}{'interval':>16}{effects}{'lossy':>8}"]
     scenarios = result["scenarios"]
     assert isinstance(scenarios, dict)
     for name, scenario in scenarios.items():
         for gate, found in scenario["gates"].items():
-            power = "".join(f"{share:>8.3f}" for share in found["power"].values())
-            lines.append(f"{name:<16}{gate:<20}{found['false_accept']:>13.3f}{power}")
+            power = "".join(f"{share:>8.3f}" for share in (*found["power"].values(), found["lossy"]))
+            between = "{:.3f} - {:.3f}".format(*found["interval"])
+            lines.append(f"{name:<16}{gate:<20}{found['false_accept']:>13.3f}{between:>16}{power}")
+    probes = result["probes"]
+    assert isinstance(probes, dict)
+    for items, shares in probes["alarms_by_share_held"].items():
+        lines.append(f"alarms of a probe on {items}, by the share of the gain that holds: {shares}")
     return "\n".join(lines)
 
 

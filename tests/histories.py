@@ -35,6 +35,7 @@ from resia.events import (
     HarnessEdited,
     LoopSettings,
     Manifest,
+    Perturbation,
     RetryPolicy,
     RolloutFailed,
     RolloutRecorded,
@@ -95,7 +96,7 @@ OPERATORS = {
 class World(NamedTuple):
     """What candidates are worth: reward = `base` + gains of the edits + `training` a weight update + noise.
 
-    On the search split each edit gains `overfit` more.
+    On the search split each edit gains `overfit` more. Under a perturbation a share `holds` of the gains is left.
     """
 
     base: float = 0.4
@@ -103,6 +104,7 @@ class World(NamedTuple):
     training: float = 0.1
     noise: float = 0.1
     overfit: float = 0.0
+    holds: float = 1.0
     draft_fails: bool = False
     edit_fails: Callable[[EditRequested], bool] = lambda _: False
     round_fails: Callable[[RoundRequested], bool] = lambda _: False
@@ -137,9 +139,15 @@ class History(NamedTuple):
 
 
 def run_request(
-    *, items: tuple[int, int, int] = (3, 12, 2), group_size: int = 4, shard_size: int = 7, seed: int = 0, **loop: Any
+    *,
+    items: tuple[int, int, int] = (3, 12, 2),
+    group_size: int = 4,
+    shard_size: int = 7,
+    seed: int = 0,
+    perturbations: tuple[Perturbation, ...] = (),
+    **loop: Any,
 ) -> RunRequested:
-    """A small run: items by split, rollouts a search item, and any field of LoopSettings."""
+    """A small run: items by split, rollouts a search item, perturbations offered, and any field of LoopSettings."""
     settings = RunSettings(
         seed=seed,
         loop=LoopSettings(**loop),
@@ -150,7 +158,7 @@ def run_request(
         split: tuple(f"{split[0]}{n:02d}" for n in range(count)) for split, count in zip(SPLITS, items, strict=True)
     }
     built = ("grpo", "best_of_n", "reinforce_kl")
-    return RunRequested(settings, settings.digest(), "d" * 64, "m" * 64, names, built)
+    return RunRequested(settings, settings.digest(), "d" * 64, "m" * 64, names, built, perturbations=perturbations)
 
 
 class _Performer:
@@ -200,16 +208,16 @@ class _Performer:
             request, event.iteration, blob, event.parent, "system_prompt", parts, name, "why", self._left(harness)
         )
 
-    def _skill(self, candidate: Candidate, split: Split) -> float:
+    def _skill(self, candidate: Candidate, split: Split, holds: float) -> float:
         edits = decode_harness(self.blobs[candidate.harness.digest]).system_prompt.text.splitlines()[1:]
         updates = self.blobs[candidate.adapter.digest].count(b"update") if candidate.adapter else 0
         gains = sum(self.world.operators[name] for name in edits) + self.world.training * updates
-        return self.world.base + gains + (self.world.overfit * len(edits) if split == "search" else 0.0)
+        return self.world.base + gains * holds + (self.world.overfit * len(edits) if split == "search" else 0.0)
 
     def _reward(self, candidate: Candidate, slot: Slot) -> float:
         adapter = candidate.adapter.digest if candidate.adapter else ""
         drawn = seed_for(slot.seed, "noise", candidate.harness.digest, adapter) / 2**63
-        skill = self._skill(candidate, slot.split)
+        skill = self._skill(candidate, slot.split, self.world.holds if slot.probe else 1.0)
         return round(min(max(skill + self.world.noise * (2 * drawn - 1), 0.0), 1.0), 2)
 
     def _sampled(self, state: RunState, request: str, event: RolloutsRequested) -> list[Event]:
@@ -252,6 +260,7 @@ class _Performer:
             completion_tokens=10,
             trajectory=self._put(f"{slot.item} {slot.seed} {answer}".encode()),
             reused=(slot.item, answer) in known,
+            probe=slot.probe,
         )
 
     def _trained(self, state: RunState, request: str, event: RoundRequested) -> Iterator[list[Event]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from resia.events import RunSettings
 from resia.events.errors import UnknownName, UsageError
-from resia.runtime.config import ProcessConfig, checked, load_settings
+from resia.runtime.config import NEW_RUN, ProcessConfig, checked, load_settings
 
 
 def refused(*overrides: str, path=None) -> str:
@@ -23,7 +23,8 @@ def refused(*overrides: str, path=None) -> str:
 
 
 def test_nothing_given_is_the_default():
-    assert load_settings(None) == RunSettings()
+    assert load_settings(None) == NEW_RUN
+    assert load_settings(None, ["gate.retention=greedy"]) == RunSettings()
 
 
 def test_later_sources_win(tmp_path):

@@ -80,10 +80,10 @@ CASES = {
         ("loop.mode=W+H", "loop.patience_h=1"),
         (("1-edit-harness", ""), ("2-train-weights", "6-grpo"), STOP),
     ),
-    # An update that overshoots: whatever the search pays for, what was solved is lost.
+    # An update that overshoots: whatever the search pays for, what was solved is lost, and on validation alone.
     "regression-prone": Case(
         "regression_prone",
-        ("domain_options.search_items=10", "loop.patience_w=4", "training.learning_rate=0.1"),
+        ("gate.retention=greedy", "domain_options.search_items=10", "loop.patience_w=4", "training.learning_rate=0.1"),
         (
             ("2-train-weights", "1-dpo"),
             ("2-train-weights", "3-entropic"),

@@ -76,6 +76,17 @@ def test_sign_flip_counts_every_assignment(values):
     assert sign_flip(np.array(values), 0)[0] == pytest.approx(sum(reached) / len(reached))
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from((-0.375, -0.125, 0.0, 0.125, 0.25, 0.75)), min_size=2, max_size=9))
+def test_sign_flip_is_scipys_permutation_test(values):
+    stats = pytest.importorskip("scipy.stats")
+    effects = np.array(values)
+    exact = stats.permutation_test(
+        (effects,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert sign_flip(effects, 0)[0] == pytest.approx(exact.pvalue)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(0, 5))
 def test_on_binary_effects_both_tests_are_one(gains, losses, ties):
@@ -104,6 +115,20 @@ def test_bca_is_scipys(tail):
     plain = np.quantile(np.random.default_rng(4).choice(values, (20_000, 25)).mean(axis=1), [tail, 1 - tail])
     assert ours.low > plain[0]  # the correction moves a right-skewed interval to the right
     assert ours.high > plain[1]
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**20), st.integers(8, 30), st.sampled_from((0.05, 0.0304, 0.0076)), st.booleans())
+def test_bca_is_scipys_on_any_sample(seed, items, tail, skewed):
+    """Within resampling error: the ends of 9 999 means lie apart by a few hundredths of their spread."""
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(seed)
+    values = rng.exponential(size=items) if skewed else rng.normal(size=items)
+    theirs = stats.bootstrap(
+        (values,), np.mean, confidence_level=1 - 2 * tail, n_resamples=9_999, method="BCa", rng=rng
+    ).confidence_interval
+    spread = values.std() / math.sqrt(items)
+    np.testing.assert_allclose(bca(values, tail, 1), theirs, atol=0.25 * spread)
 
 
 def test_equal_differences_give_a_point():
@@ -245,3 +270,25 @@ def test_the_benchmark_runs(tmp_path, capsys):
     for scenario in result["scenarios"].values():
         rates = {name: gate["false_accept"] for name, gate in scenario["gates"].items()}
         assert rates["resia"] <= rates["resia, gain alone"] < rates["score went up"]
+        for gate in scenario["gates"].values():
+            low, high = gate["interval"]
+            assert low <= gate["false_accept"] <= high
+            assert gate["alpha"] == GATE.alpha
+            assert all(0.0 <= share <= 1.0 for share in (*gate["power"].values(), gate["lossy"]))
+    for shares in result["probes"]["alarms_by_share_held"].values():
+        assert shares["1.0"] <= shares["0.0"]
+
+
+def test_the_table_of_the_docs_is_the_committed_result():
+    result = json.loads((DOC.parent.parent / "benchmarks" / "results" / "gate.json").read_text())
+    text = DOC.read_text()
+    for scenario, found in result["scenarios"].items():
+        for name, gate in found["gates"].items():
+            low, high = gate["interval"]
+            share = f"{gate['false_accept']:.3f} ({low:.3f} to {high:.3f})"
+            power = " | ".join(f"{gate['power'][gain]:.2f}" for gain in ("0.1", "0.2", "0.3"))
+            assert f"| {scenario} | {name} | {share} | {power} | {gate['lossy']:.2f} |" in text
+            if name.startswith("resia"):
+                assert gate["false_accept"] <= gate["alpha"]
+    for items, shares in result["probes"]["alarms_by_share_held"].items():
+        assert f"| {items} | {' | '.join(f'{share:.3f}' for share in shares.values())} |" in text

@@ -20,6 +20,7 @@ from resia.events import (
     RolloutRecorded,
     RunCompleted,
     Skipped,
+    TestUnsealed,
     TrainingFailed,
     decode,
 )
@@ -28,6 +29,7 @@ from resia.replay.fold import fold
 from resia.replay.fork import before_decision, inherit
 from resia.replay.identity import decided, identity, performed
 from resia.replay.redeciding import first_difference
+from resia.replay.seal import broken_by
 from resia.replay.verify import Problem, blobs_named, check
 from resia.runtime.worker import Clerk
 from strategies import logs, replaced
@@ -179,6 +181,28 @@ def test_what_was_in_flight_may_follow_the_end():
 def test_what_was_decided_after_the_end_is_named():
     assert isinstance(FACTS[-1].event, RunCompleted)
     assert kinds(check(late(len(FACTS)))) == [(len(FACTS) + 1, "after-end")]
+
+
+def unsealed_again(facts):
+    """The log with another opening of the test after its end, of what was in flight."""
+    opened = next(f for f in FACTS if isinstance(f.event, TestUnsealed))
+    fact = replaced(opened, id="0" * 26, cause=facts[0].envelope.id, basis=1, run=facts[0].envelope.run)
+    return [*facts, msgspec.structs.replace(fact, sequence=len(facts) + 1)]
+
+
+def test_a_second_opening_of_the_test_is_named():
+    assert kinds(check(unsealed_again(FACTS))) == [(len(FACTS) + 1, "seal")]
+    assert broken_by([FACTS[at(TestUnsealed)].event], HISTORY.state)
+    assert not broken_by([FACTS[at(TestUnsealed)].event], fold(FACTS[: at(TestUnsealed)]))
+    assert not broken_by([FACTS[at(DecisionMade)].event], HISTORY.state)
+
+
+def test_an_opening_of_the_test_in_a_fork_is_named():
+    child, origin = forked()
+    problem = check(unsealed_again(child.facts), None, origin).first
+    assert (problem.sequence, problem.kind) == (len(child.facts) + 1, "seal")
+    assert "stays closed in a fork" in problem.why
+    assert broken_by([FACTS[at(TestUnsealed)].event], child.state) == problem.why
 
 
 # -- the decisions depth ---------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ from resia.events import (
     RunFailed,
     RunRequested,
     Skipped,
+    TestUnsealed,
 )
+from resia.events.errors import WorkerError
 from resia.replay.state import RunState
 from resia.runtime.bus import Bus, connect
 from resia.runtime.server import EmbeddedServer
@@ -290,6 +292,19 @@ async def test_a_run_that_has_ended_is_left_alone(bus, run, connected):
     await serving(await connected(), run, toy.role())
     assert counted(await facts(bus, run)) == {"run-requested": 1, "run-completed": 1}
     assert not toy.performed
+
+
+async def test_no_role_opens_the_test_a_second_time(bus, run, connected):
+    """Whatever a role's rules say: the loop refuses before anything is written."""
+    await begin(bus, run)
+    (genesis,) = await facts(bus, run)
+    await bus.append(run, clerk(run, "feedback").drafts(genesis, 1, [UNSEALED], "end"))
+    before = await facts(bus, run)
+    again = Role("feedback", (TestUnsealed,), lambda state, fact: [UNSEALED])
+    with pytest.raises(ExceptionGroup) as caught:
+        await serving(await connected(), run, again)
+    assert caught.group_contains(WorkerError, match="role feedback would break the seal: .* opens once in a lineage")
+    assert await facts(bus, run) == before
 
 
 async def test_a_worker_without_a_run_serves_all_as_they_appear(tmp_path):

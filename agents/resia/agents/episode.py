@@ -16,6 +16,7 @@ from resia.events.errors import SandboxError
 from resia.events.ids import seed_for
 
 from .desk import DETAIL_CHARS, TEXT_LIMIT, Desk, Shard, questions, sample
+from .perturbing import perturbed, restored
 from .ports import NO_ROOM, Completion, Json
 from .voting import elected, voted_down
 
@@ -59,7 +60,7 @@ def play(shard: Shard) -> list[Episode]:
     """Every slot's rollout to its end, in the order of the slots. Raises BoundaryError when engine or sandbox broke."""
     event, harness, domain, *_ = shard
     prompts = {item.id: item.prompt for split in _splits(event) for item in domain.items(split)}
-    episodes = [Episode(slot, chat(harness, prompts[slot.item])) for slot in event.slots]
+    episodes = [Episode(slot, perturbed(chat(harness, prompts[slot.item]), domain, slot)) for slot in event.slots]
     # Every move of a rollout is an answer or an observation, of which there are only so many.
     for move in range(domain.spec.steps + harness.retry_policy.tool_turns):
         todo = [i for i, episode in enumerate(episodes) if not episode.over]
@@ -155,7 +156,7 @@ def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int,
     try:
         ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], desk.tools())
         told = _told(ran.value, episode, harness)
-        answer = None if told is not None else _answer(ran.value, shard.domain)
+        answer = None if told is not None else restored(_answer(ran.value, shard.domain), shard.domain, episode.slot)
     except SandboxError as cause:
         return Read(None, _sandbox_failure(cause), str(cause)[:DETAIL_CHARS], asked, desk.calls())
     except ValueError as cause:

@@ -1,7 +1,7 @@
 """The Feedback-Agent's rules: a verdict on each candidate by the gate, then exactly one decision.
 
-Pure: features, gate and choice are functions in `landscape`, `gate` and `selection`; this module gathers their inputs
-from the folded state and turns their results into facts. Edits are made in `proposing`.
+Pure: the verdict is in `judging`, features and choice are functions in `landscape` and `selection`; this module gathers
+their inputs from the folded state and turns their results into facts. Edits are made in `proposing`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import msgspec
 
 from resia.events import (
     CandidateAccepted,
-    CandidateRejected,
-    CandidateUndecided,
     ControlFailed,
     ControlMeasured,
     DecisionMade,
@@ -25,10 +23,8 @@ from resia.events import (
     HarnessDrafted,
     HarnessEdited,
     Landscape,
-    ProbeAlarmed,
     RunFailed,
     RunRequested,
-    Split,
     TestUnsealed,
     TrainingFailed,
     TrainingRequested,
@@ -36,12 +32,12 @@ from resia.events import (
 )
 from resia.events.ids import seed_for
 from resia.replay.diff import candidate_evaluations
-from resia.replay.state import Champion, Evaluation, RunState
+from resia.replay.state import Evaluation, RunState
 from resia.replay.verdicts import apply_verdict
 
 from . import policy, selection
 from .ending import root_since_last, with_test, without_test
-from .gate import gap_probe, judge
+from .judging import conclude
 from .landscape import measure
 from .operators import Ranking, ranking
 from .taskwork import item_means
@@ -57,12 +53,6 @@ DECIDES = (
     ControlFailed,
 )
 NO_TEST = 0
-Verdict = CandidateAccepted | CandidateRejected | CandidateUndecided
-_VERDICTS: dict[str, type[Verdict]] = {
-    "accept": CandidateAccepted,
-    "reject": CandidateRejected,
-    "undecided": CandidateUndecided,
-}
 
 
 def decide(state: RunState, fact: Fact) -> list[Event]:
@@ -76,11 +66,11 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
     event = fact.event
     match event:
         case RunRequested():
-            return [] if event.parent is None else _take_anew(state, request)
-        case EvaluationCompleted(purpose="candidate"):
+            return [] if event.parent is None else _take_anew(state, request, fact)
+        case EvaluationCompleted(purpose="candidate" | "probe"):
             if event.iteration < state.iteration:
                 return []  # this candidate has had its verdict
-            return _after_candidate(state, request, event)
+            return _after_measurement(state, request, fact)
         case EditFailed() | TrainingFailed():
             return [] if event.iteration < state.iteration else _decision(state, request)
         case DecisionMade(action="stop"):
@@ -93,28 +83,36 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
             return []
 
 
-def _take_anew(state: RunState, request: RunRequested) -> list[Event]:
+def _take_anew(state: RunState, request: RunRequested, fact: Fact) -> list[Event]:
     """The decision that was open where a fork begins: on the last candidate, or after a lever that gave none."""
     if state.decisions and state.decisions[-1].sequence > 0:
         return []  # the fork has decided already
     if any(trial.iteration == state.iteration for trial in state.trials):
         return _decision(state, request)
-    for found in candidate_evaluations(state):
-        if found.completed is not None and found.request.iteration == state.iteration:
-            return _after_candidate(state, request, found.completed)
+    if _measured(state) is not None:
+        return _after_measurement(state, request, fact)
     return [RunFailed("its parent had nothing to decide where this fork begins")]
 
 
-def _after_candidate(state: RunState, request: RunRequested, event: EvaluationCompleted) -> list[Event]:
-    found = state.evaluations[event.request]
+def _after_measurement(state: RunState, request: RunRequested, fact: Fact) -> list[Event]:
+    """The verdict on this iteration's candidate and the decision, or the probes that the verdict waits for."""
+    found = _measured(state)
+    if found is None:
+        return []
     champion = state.champion
     if champion is None:
         return _crown_baseline(state, request, found)
-    before = state.evaluations[champion.evaluation]
-    verdict = _judge(state, request, champion, before, found)
-    alarm = _gap(request, before, found)
-    after = apply_verdict(state, verdict)
-    return [verdict, *([alarm] if alarm else []), *_decision(after, request)]
+    concluded = conclude(state, request, champion, found, fact)
+    if concluded.verdict is None:
+        return list(concluded.asked)
+    after = apply_verdict(state, concluded.verdict)
+    return [concluded.verdict, *concluded.alarms, *_decision(after, request)]
+
+
+def _measured(state: RunState) -> Evaluation | None:
+    """This iteration's candidate, once all of it is in."""
+    found = (e for e in candidate_evaluations(state) if e.completed and e.request.iteration == state.iteration)
+    return next(found, None)
 
 
 def _crown_baseline(state: RunState, request: RunRequested, found: Evaluation) -> list[Event]:
@@ -126,45 +124,6 @@ def _crown_baseline(state: RunState, request: RunRequested, found: Evaluation) -
     report = GateReport(NO_TEST, 0.0, items, 1.0, 0.0, 0.0, 0.0, "none", None, "generation 0 is the baseline")
     verdict = CandidateAccepted(found.id, None, report)
     return [verdict, *_decision(apply_verdict(state, verdict), request)]
-
-
-def _judge(
-    state: RunState, request: RunRequested, champion: Champion, before: Evaluation, found: Evaluation
-) -> Verdict:
-    test, old, new = state.gates + 1, item_means(before, "validation"), item_means(found, "validation")
-    shared = sorted(old.keys() & new.keys())  # an item lost to infrastructure on either side is no evidence
-    result = judge(
-        {item: new[item] for item in shared},
-        {item: old[item] for item in shared},
-        binary=request.binary,
-        test=test,
-        settings=request.settings.gate,
-        solved=_solved(champion, before, found),
-        seed=seed_for(request.settings.seed, "gate", test),
-    )
-    return _VERDICTS[result.outcome](found.id, champion.evaluation, result.report)
-
-
-def _solved(champion: Champion, before: Evaluation, found: Evaluation) -> dict[str, tuple[float, float]]:
-    """Greedy reward before and after on the canaries and on the validation items that the champion solved."""
-    solved = {r.item for r in before.rollouts.values() if r.split == "validation" and r.success}
-    old = item_means(before, "search") | item_means(before, "validation")
-    new = item_means(found, "search") | item_means(found, "validation")
-    names = sorted(solved | set(champion.canaries))
-    return {item: (old[item], new[item]) for item in names if item in old and item in new}
-
-
-def _gap(request: RunRequested, before: Evaluation, found: Evaluation) -> ProbeAlarmed | None:
-    """The search-validation gap on items that both sides answered greedily; sampled scores would not compare."""
-    changes: list[float] = []
-    splits: tuple[Split, ...] = ("search", "validation")
-    for split in splits:
-        old, new = item_means(before, split), item_means(found, split)
-        shared = old.keys() & new.keys()
-        if not shared:
-            return None
-        changes.append(sum(sorted(new[item] - old[item] for item in shared)) / len(shared))
-    return gap_probe(changes[0], changes[1], request.settings.gate, evaluation=found.id)
 
 
 def _decision(state: RunState, request: RunRequested) -> list[Event]:

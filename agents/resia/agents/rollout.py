@@ -124,6 +124,7 @@ def _recorded(
         completion_tokens=sum(turn.completion_tokens for turn in turns),
         trajectory=ports.blobs.put(trajectory.encoded(), TRAJECTORY_MEDIA),
         reused=reused,
+        probe=slot.probe,
     )
 
 

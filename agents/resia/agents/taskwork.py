@@ -146,7 +146,7 @@ def item_means(found: Evaluation, split: Split, greedy: bool = True) -> dict[str
     """Mean reward of each item's greedy (or sampled) rollouts; an item is absent when infrastructure lost them all."""
     held: dict[str, list[float]] = {}
     for rollout in found.rollouts.values():
-        if rollout.split == split and rollout.greedy == greedy:
+        if rollout.split == split and rollout.greedy == greedy and rollout.probe is None:
             held.setdefault(rollout.item, []).append(rollout.reward)
     # Sorted sums: floating-point addition must not depend on the order in which rollouts arrived.
     return {item: sum(sorted(rewards)) / len(rewards) for item, rewards in sorted(held.items())}
@@ -155,8 +155,9 @@ def item_means(found: Evaluation, split: Split, greedy: bool = True) -> dict[str
 def _split_score(found: Evaluation, split: Split) -> SplitScore | None:
     """Search counts its sampled rollouts, validation and test their greedy ones."""
     greedy = split != "search"
-    asked = sum(slot.split == split and slot.greedy == greedy for slot in found.request.slots)
-    rollouts = [r for r in found.rollouts.values() if r.split == split and r.greedy == greedy]
+    slots = (slot for slot in found.request.slots if slot.probe is None)
+    asked = sum(slot.split == split and slot.greedy == greedy for slot in slots)
+    rollouts = [r for r in found.rollouts.values() if r.split == split and r.greedy == greedy and r.probe is None]
     if not asked or not rollouts:
         return None
     means = item_means(found, split, greedy)

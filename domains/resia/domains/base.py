@@ -54,7 +54,9 @@ class ToolSpec(msgspec.Struct, frozen=True):
 class TaskSpec(msgspec.Struct, frozen=True):
     """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end; `ordinal`:
     rewards only rank; `binary`: they are 0 or 1. `steps`: the most answers of a rollout; over 1 the domain is
-    `Stepwise`. `tools` are what it offers beside `tool`, which takes the answer."""
+    `Stepwise`. `tools` are what it offers beside `tool`, which takes the answer. `verifier`: the metric that is a
+    second score of an answer, in [0, 1] and of the reward's scale, which an honest gain raises too; empty where there
+    is none."""
 
     name: str
     instruction: str
@@ -67,6 +69,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     binary: bool = False
     steps: int = 1
     tools: tuple[ToolSpec, ...] = ()
+    verifier: str = ""
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -152,6 +155,19 @@ class Tooled(Domain, Protocol):
 
         Raises ValueError with one sentence for arguments that it cannot take; any other error is infrastructure.
         """
+        ...
+
+
+@runtime_checkable
+class Shuffling(Domain, Protocol):
+    """A domain whose items list options under labels, and can list them in another order."""
+
+    def shuffled(self, item: str, seed: int) -> str:
+        """The item's prompt with its options in an order drawn by `seed`, never the item's own."""
+        ...
+
+    def restored(self, item: str, seed: int, answer: Answer) -> dict[str, Value]:
+        """What an answer to `shuffled(item, seed)` says of the item's own prompt."""
         ...
 
 

@@ -17,6 +17,7 @@ from .decision import (
     GateReport,
     Landscape,
     ProbeAlarmed,
+    ProbeReport,
 )
 from .envelope import Custom, Draft, Envelope, Fact, Logged, Producer, Skipped
 from .evaluation import (
@@ -61,11 +62,15 @@ from .run import (
 from .settings import (
     ALGORITHMS,
     MODES,
+    PERTURBATIONS,
     Algorithm,
     EngineSettings,
     GateSettings,
     LoopSettings,
     Mode,
+    Perturbation,
+    Probe,
+    ProbeSettings,
     RunSettings,
     SamplingSettings,
     SelectionSettings,
@@ -93,6 +98,7 @@ __all__ = [
     "NAMES",
     "OUTCOMES",
     "OUTVOTED",
+    "PERTURBATIONS",
     "TYPES",
     "Action",
     "AdapterTrained",
@@ -143,7 +149,11 @@ __all__ = [
     "Namespace",
     "OperatorArm",
     "Parent",
+    "Perturbation",
+    "Probe",
     "ProbeAlarmed",
+    "ProbeReport",
+    "ProbeSettings",
     "Producer",
     "Purpose",
     "RetryPolicy",

@@ -150,6 +150,7 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
     ),
     "feedback": frozenset(
         {
+            EvaluationRequested,
             CandidateAccepted,
             CandidateRejected,
             CandidateUndecided,

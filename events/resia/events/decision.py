@@ -6,9 +6,23 @@ from typing import Literal
 
 import msgspec
 
-from .settings import Algorithm
+from .settings import Algorithm, Probe
 
 Action = Literal["edit_harness", "train_weights", "stop"]
+
+
+class ProbeReport(msgspec.Struct, frozen=True):
+    """One probe of a candidate: mean change of the score and of the probe's own score over `items` validation items.
+
+    `p_value` is of the hypothesis that the probe keeps the asked share of the gain; `alarmed`: the gain does not hold.
+    """
+
+    probe: Probe
+    items: int
+    score_change: float
+    probe_change: float
+    p_value: float
+    alarmed: bool
 
 
 class GateReport(msgspec.Struct, frozen=True):
@@ -16,7 +30,8 @@ class GateReport(msgspec.Struct, frozen=True):
 
     `test` is k of the run's alpha spending (0: the baseline, nothing to compare with), `alpha` that test's level,
     interval by BCa at 1 - 2 alpha, `retention_low` the lower bound of the reward change on what the champion solved
-    (None when it solved nothing).
+    (None when it solved nothing). `rule` is the published rule and its version. `probes` are those that were made, but
+    for the gap, which is no paired test.
     """
 
     test: int
@@ -29,6 +44,8 @@ class GateReport(msgspec.Struct, frozen=True):
     method: str
     retention_low: float | None
     reason: str
+    rule: str = "gate/1"
+    probes: tuple[ProbeReport, ...] = ()
 
 
 class CandidateAccepted(msgspec.Struct, frozen=True):
@@ -50,7 +67,7 @@ class CandidateUndecided(msgspec.Struct, frozen=True):
 
 
 class ProbeAlarmed(msgspec.Struct, frozen=True):
-    """A Goodhart probe moved against the score: `score_change` up while `probe_change` fell."""
+    """A Goodhart probe did not follow the score: `score_change` is up, `probe_change` is not or by far less."""
 
     evaluation: str
     probe: str

@@ -9,22 +9,26 @@ import msgspec
 
 from .blob import Blob
 from .run import Candidate
-from .settings import Split
+from .settings import Perturbation, Split
 
-Purpose = Literal["candidate", "training", "test", "baseline"]
+Purpose = Literal["candidate", "training", "test", "baseline", "probe"]
 # Decided in one place (agents/episode.py); an infrastructure failure is never one of these.
 Failure = Literal["wrong", "parse", "refusal", "truncation", "tool_error", "timeout", "sandbox_violation"]
 FORMAT_FAILURES: tuple[Failure, ...] = ("parse", "refusal", "truncation", "tool_error", "timeout")
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One rollout to sample: item, repeat index and seed; `greedy` ignores the temperature."""
+    """One rollout to sample: item, repeat index and seed; `greedy` ignores the temperature.
+
+    `probe` names how the prompt is perturbed (None: not at all); such a rollout counts in no score.
+    """
 
     split: Split
     item: str
     index: int
     seed: int
     greedy: bool = False
+    probe: Perturbation | None = None
 
 
 class EvaluationRequested(msgspec.Struct, frozen=True):
@@ -80,6 +84,7 @@ class RolloutRecorded(msgspec.Struct, frozen=True, gc=False):
     completion_tokens: int
     trajectory: Blob
     reused: bool = False  # the same answer on the same item had been scored before
+    probe: Perturbation | None = None  # the slot's
 
 
 class RolloutFailed(msgspec.Struct, frozen=True):
@@ -137,7 +142,7 @@ class SplitScore(msgspec.Struct, frozen=True):
 
 class EvaluationCompleted(msgspec.Struct, frozen=True):
     """Closes `request`; `rollouts` are event ids, sorted, so whoever closes it closes it identically. `failed` slots
-    have no rollout, all their retries included."""
+    have no rollout, all their retries included. Rollouts of a probe are listed and in no score."""
 
     request: str
     purpose: Purpose

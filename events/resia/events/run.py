@@ -9,7 +9,7 @@ import msgspec
 
 from .blob import Blob
 from .policy import LearnedPolicy
-from .settings import Algorithm, RunSettings, Split
+from .settings import Algorithm, Perturbation, RunSettings, Split
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -37,7 +37,8 @@ class RunRequested(msgspec.Struct, frozen=True):
     What rules need of the domain and the package stands here too: item names by split, whether rewards only rank
     (`ordinal`), whether the best rollout is what counts (`objective` max), whether they are 0 or 1 (`binary`), and
     the `algorithms` that this package has built. `policy` draws the algorithm of an update; None: the published rules
-    choose it.
+    choose it. `perturbations` are the probes that the domain's prompts allow, `verifier` the metric that is its second
+    score (empty: none).
     """
 
     settings: RunSettings
@@ -51,6 +52,8 @@ class RunRequested(msgspec.Struct, frozen=True):
     binary: bool = False
     parent: Parent | None = None
     policy: LearnedPolicy | None = None
+    perturbations: tuple[Perturbation, ...] = ()
+    verifier: str = ""
 
 
 class TestUnsealed(msgspec.Struct, frozen=True):

@@ -20,6 +20,10 @@ Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", 
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
 # These learn from recorded rollouts alone; the others need rollouts of the policy that they change.
 OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
+# A Goodhart probe of a candidate; the first two sample again, the others read what is there (docs/gate.md).
+Perturbation = Literal["paraphrase", "shuffle"]
+Probe = Literal["paraphrase", "shuffle", "verifier", "search-validation-gap"]
+PERTURBATIONS: tuple[Perturbation, ...] = ("paraphrase", "shuffle")
 MODES: tuple[Mode, ...] = ("H", "W", "W+H")
 
 Count = Annotated[int, Meta(ge=0)]
@@ -50,14 +54,34 @@ class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retries: Annotated[int, Meta(ge=0, le=8)] = 1
 
 
+class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Goodhart probes (docs/gate.md): which are `on`, and an alarm of which keeps a candidate from being crowned.
+
+    A probe alarms when it `keeps` less than this share of the score's gain, by more than `bound` of a reward and beyond
+    chance. A log from before probes has no run that offers any, so nothing in it changes by these defaults.
+    """
+
+    on: tuple[Probe, ...] = ("paraphrase", "shuffle", "verifier", "search-validation-gap")
+    block: tuple[Probe, ...] = ("paraphrase", "shuffle", "verifier")
+    keeps: Share = 0.5
+    bound: Share = 0.0
+
+
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The paired test that a candidate must pass (algorithms.md 6)."""
+    """The paired test that a candidate must pass (algorithms.md 6).
+
+    `retention`: which rollouts say whether the solved stays solved. "greedy", rule gate/1 and what a log without the
+    field means: the greedy ones of canaries and solved validation items. "sampled", rule gate/2 and that of every new
+    run: the sampled ones of the canaries, which had no part in choosing them.
+    """
 
     alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
     min_items: Positive = 12
     canaries: Positive = 8
     retention_delta: Share = 0.1
+    retention: Literal["greedy", "sampled"] = "greedy"
     gap_alarm: Share = 0.1
+    probes: ProbeSettings = ProbeSettings()
 
 
 class SelectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

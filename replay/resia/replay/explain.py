@@ -17,6 +17,7 @@ from resia.events import (
     DecisionMade,
     Landscape,
     Logged,
+    ProbeReport,
     RunCompleted,
     RunFailed,
     TrainingFailed,
@@ -27,7 +28,7 @@ from resia.events.subjects import check_run
 from .fold import fold
 from .report import summary
 from .state import RunState, Training, Trial
-from .wording import FEATURES, RULES, score_text
+from .wording import FEATURES, PROBES, RULES, score_text
 
 _ACTIONS: dict[Action, str] = {
     "edit_harness": "edit the harness",
@@ -178,8 +179,18 @@ def _after(state: RunState, decision: DecisionMade) -> list[str]:
         return [_ending(state)]
     trials = [trial for trial in state.trials if trial.iteration == decision.iteration]
     lines = [f"What came of it: {_trial(trial)}" for trial in trials] or ["What came of it is not in the log yet."]
+    lines += [_probe(report) for trial in trials if trial.gate for report in trial.gate.probes]
     measured = {e.id for e in state.evaluations.values() if e.request.iteration == decision.iteration}
     return lines + [f"Alarm of {a.probe}: {a.detail}." for a in state.alarms if a.evaluation in measured]
+
+
+def _probe(report: ProbeReport) -> str:
+    """One probe in a sentence."""
+    return (
+        f"Probe {report.probe}, {PROBES[report.probe]}: score {report.score_change:+.4f}, under the probe "
+        f"{report.probe_change:+.4f} on {report.items} validation items, p {report.p_value:.3g}; "
+        f"the gain {'does not hold' if report.alarmed else 'is not shown to be lost'}."
+    )
 
 
 def _ending(state: RunState) -> str:

@@ -164,9 +164,14 @@ def _test(trial: Trial | None) -> GateReport | None:
 
 
 def _cost(state: RunState, found: Evaluation) -> tuple[int, int]:
-    """(tokens, rollouts) of an evaluation and of the training that made its candidate."""
-    trainings = [t for t in state.trainings.values() if t.request.iteration == found.request.iteration]
-    sampled: list[RolloutRecorded] = [*found.rollouts.values(), *(r for t in trainings for r in t.rollouts.values())]
+    """(tokens, rollouts) of an evaluation, its probes, and the training that made its candidate."""
+    iteration = found.request.iteration
+    trainings = [t for t in state.trainings.values() if t.request.iteration == iteration]
+    probes = [e for e in state.evaluations.values() if (e.request.purpose, e.request.iteration) == ("probe", iteration)]
+    sampled: list[RolloutRecorded] = [
+        *(r for held in (found, *probes) for r in held.rollouts.values()),
+        *(r for held in trainings for r in held.rollouts.values()),
+    ]
     trained = sum(done.tokens for t in trainings for done in t.rounds)
     return trained + sum(r.prompt_tokens + r.completion_tokens for r in sampled), len(sampled)
 

@@ -19,16 +19,19 @@ from resia.events import (
     Fact,
     Logged,
     MessageQuarantined,
+    Parent,
     RunCompleted,
     RunFailed,
     RunRequested,
     Skipped,
+    TestUnsealed,
 )
 from resia.events.merkle import root
 
 from .digest import digest
 from .fold import evolve, fold
 from .redeciding import Decide, Redecider
+from .seal import refusal
 from .state import RunState
 
 Kind = Literal[
@@ -41,6 +44,7 @@ Kind = Literal[
     "basis",
     "root",
     "after-end",
+    "seal",
     "nondeterminism",
     "blob",
     "compute",
@@ -128,6 +132,8 @@ class _Checker:
         self._problems: list[Problem] = []
         self._run: str | None = None
         self._end: int | None = None
+        self._parent: Parent | None = None
+        self._unsealed = False
         self._unreadable: dict[int, Skipped] = {}
         self._events = 0
 
@@ -172,6 +178,12 @@ class _Checker:
             self.found(fact.sequence, "after-end", why)
         if isinstance(event, RunCompleted | RunFailed) and self._end is None:
             self._end = fact.sequence
+        if isinstance(event, RunRequested):
+            self._parent = event.parent
+        if isinstance(event, TestUnsealed):
+            if why := refusal(self._parent, opened=self._unsealed):
+                self.found(fact.sequence, "seal", why)
+            self._unsealed = True
         if isinstance(event, MessageQuarantined):
             self._check_quarantine(fact.sequence, event)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from resia.events import Probe
+
 
 def score_text(mean: float | None, coverage: float | None = None, digits: int = 3) -> str:
     """A mean reward, and beside it the share of the rollouts behind it that was scored, where that is not all."""
@@ -43,6 +45,13 @@ RULES: Mapping[str, str] = {
     "learned-operators/1:rank": "operators are ranked by what they are meant for, shrunk toward what past runs "
     "measured",
     "learned-algorithm/1:draw": "a policy that was learned from past runs draws from what is not masked",
+}
+
+PROBES: Mapping[Probe, str] = {
+    "paraphrase": "the same prompts in other words",
+    "shuffle": "the same options in another order",
+    "verifier": "the domain's second score of the same answers",
+    "search-validation-gap": "the search against the validation items",
 }
 
 FEATURES: Mapping[str, str] = {

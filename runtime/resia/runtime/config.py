@@ -15,8 +15,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
-from resia.events import RunSettings
+from resia.events import GateSettings, RunSettings
 from resia.events.errors import UnknownName, UsageError
+
+# A field's default is what a log without the field means; a new run takes the present rules.
+NEW_RUN = RunSettings(gate=GateSettings(retention="sampled"))
 
 
 class ProcessConfig(BaseModel):
@@ -36,8 +39,9 @@ class ProcessConfig(BaseModel):
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSettings | None = None) -> RunSettings:
-    """Settings from `base`, then the TOML file, then `section.key=value` overrides; UsageError names what is off."""
-    tree: dict[str, Any] = msgspec.to_builtins(base or RunSettings())
+    """Settings from `base` (None: those of a new run), then the TOML file, then `section.key=value` overrides;
+    UsageError names what is off."""
+    tree: dict[str, Any] = msgspec.to_builtins(base or NEW_RUN)
     if path is not None:
         _merge(tree, _read(path), str(path))
     for override in overrides:

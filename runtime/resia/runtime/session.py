@@ -98,6 +98,7 @@ async def launch(session: Session, watch: Watch) -> RunState:
 
 def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
     """The first event of a run: checks domain, data, model and algorithm before anything is written."""
+    from resia.agents.perturbing import offered
     from resia.trainers.objectives import FEASIBLE
 
     from .assets import model_digest
@@ -127,6 +128,8 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         domain.spec.objective,
         domain.spec.ordinal,
         domain.spec.binary,
+        perturbations=offered(domain),
+        verifier=domain.spec.verifier,
     )
 
 

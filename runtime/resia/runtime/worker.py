@@ -35,6 +35,7 @@ from resia.events.errors import BusError, FenceMoved, ResiaError, WorkerError
 from resia.events.ids import sha256
 from resia.replay.fold import evolve
 from resia.replay.identity import decided, identity, is_outcome, performed
+from resia.replay.seal import broken_by
 from resia.replay.state import RunState
 
 from .bus import ACK_WAIT_S, Bus, Work
@@ -214,6 +215,8 @@ class Worker:
             events = list(self._role.decide(state, fact)) if state.ending is None else []
             if not events:
                 return 0
+            if why := broken_by(events, state):
+                raise WorkerError(f"role {self._role.name} would break the seal: {why}")
             fence = _fence(state, events)
             if fence is not None and not whole:
                 state, whole = await self._whole(), True
