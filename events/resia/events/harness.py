@@ -1,4 +1,7 @@
-"""Harness generations: HarnessDrafted | DraftFailed, then EditRequested -> HarnessEdited | EditFailed."""
+"""Harness generations: HarnessDrafted | DraftFailed, then EditRequested -> HarnessEdited | EditFailed.
+
+Where a model behind an endpoint was asked, `exchange` is all that was said, and the tokens are what it cost.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,16 @@ class HarnessDrafted(msgspec.Struct, frozen=True):
     proposer: str
     rationale: str
     applicable: tuple[str, ...]
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class DraftFailed(msgspec.Struct, frozen=True):
     error: str
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class EditRequested(msgspec.Struct, frozen=True):
@@ -47,6 +56,9 @@ class HarnessEdited(msgspec.Struct, frozen=True):
     operator: str
     rationale: str
     applicable: tuple[str, ...]
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class EditFailed(msgspec.Struct, frozen=True):
@@ -54,3 +66,6 @@ class EditFailed(msgspec.Struct, frozen=True):
     iteration: int
     operators: tuple[str, ...]
     error: str
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0

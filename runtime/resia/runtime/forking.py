@@ -32,7 +32,7 @@ SHORT = {"mode": "loop.mode"}  # settings that --set takes by their last name, a
 # What a mode has no use for: a person who sets it expects something that will not happen.
 UNUSED: dict[Mode, tuple[str, ...]] = {
     "H": ("algorithm", "training", "loop.patience_w"),
-    "W": ("proposer", "loop.patience_h"),
+    "W": ("proposer", "llm", "loop.patience_h"),
 }
 FREEZES = {"H": "freezes the weights", "W": "freezes the harness"}
 NAME_CHARS = 64
