@@ -28,13 +28,15 @@ _ROLE = """You improve an agent by editing its harness. The agent is a language 
 task; the harness is all that stands around it, in four components:
 - system_prompt: a text, and examples shown as chat turns before the item.
 - answer_extraction: Python source of extract(text) -> dict or None. It reads one reply of the agent's model.
-- tool_dispatch: Python source of dispatch(request, tools) -> dict. It gets what extract returned and returns what
-  tools.{tool}(name=value, ...) returned. tools.{tool} raises ValueError for what it does not take.
-- retry_policy: sampling temperature (above 0, to 2), max_new_tokens (1 to 4096), attempts (1 to 8: tries in all when
-  no answer could be read), stop (texts that end a reply).
+- tool_dispatch: Python source of dispatch(request, tools) -> dict or str. It gets what extract returned. A dict is the
+  answer, what tools.{tool}(name=value, ...) returned; that raises ValueError for what it does not take. A str is an
+  observation: the model is told it and goes on, tool_turns times at most. Where asks allows it,
+  tools.ask(prompt="...") gives the model's reply to that prompt alone.
+- retry_policy: sampling temperature (above 0, to 2), max_new_tokens of a turn (1 to 4096), attempts (1 to 8: tries in
+  all when no answer could be read), stop (texts that end a turn), tool_turns (0 to 16), asks (0 to 32).
 Sources use the standard library alone and run confined: no files, no network, a few seconds.
 """
-_POLICY = '{"temperature": 0.7, "max_new_tokens": 64, "attempts": 2, "stop": ["\\n"]}'
+_POLICY = '{"temperature": 0.7, "max_new_tokens": 64, "attempts": 2, "stop": ["\\n"], "tool_turns": 0, "asks": 0}'
 _PROMPT = '{"text": "...", "examples": [{"user": "...", "assistant": "..."}]}'
 _EDIT = f"""Reply with one JSON object and nothing else. Change exactly one component, and give its new value whole:
 {{"component": "system_prompt", "rationale": "one sentence", "value": {_PROMPT}}}
