@@ -88,7 +88,6 @@ def test_a_key_that_no_header_takes_is_not_repeated(monkeypatch, key):
         ("llm.tries=0", "llm.tries is 0"),
         ("llm.temperature=3", "llm.temperature is 3"),
         ("llm.key=abc", "'key': did you mean key_env"),
-        ("proposer=lm", "unknown value of proposer 'lm': did you mean llm"),
     ],
 )
 def test_settings_out_of_range_are_named(override, words):

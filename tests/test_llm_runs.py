@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,16 +13,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from chat_given import KEY, endpoint, failing, recorded
+from chat_given import ASKED, KEY, endpoint, failing, llm_settings, recorded
 
 from resia.agents.llm import Exchange
 from resia.events import DraftFailed, EditFailed, EditRequested, Fact, HarnessDrafted, HarnessEdited, RunCompleted
 from resia.events.errors import BusError, UsageError
 from resia.replay.digest import digest
 from resia.replay.report import summary
+from resia.runtime import supervisor
 from resia.runtime.cli import main
-from resia.runtime.cli_options import DONE, INTERRUPTED, USAGE
+from resia.runtime.cli_options import INTERRUPTED, USAGE
 from resia.runtime.config import load_settings
+from resia.runtime.engines.openai_chat import OpenAiChat
 from resia.runtime.engines.tiny import build_tiny_model
 from resia.runtime.forking import prepare
 from resia.runtime.reading import load
@@ -160,8 +161,9 @@ def test_a_refused_key_ends_the_run_by_name(tmp_path, model):
     assert exchange(store, failed).error == failed.error
 
 
-def test_an_outage_stops_the_run_and_it_goes_on_when_the_endpoint_answers(tmp_path, model):
+def test_an_outage_stops_the_run_and_it_goes_on_when_the_endpoint_answers(tmp_path, model, monkeypatch):
     """Nothing is settled in the outage, so no patience is spent: the one edit that is allowed is made after it."""
+    monkeypatch.setattr(supervisor, "MAX_RESTARTS", 1)
     store = Store(tmp_path)
     down = failing(503, "maintenance", Retry_After="0")
     with endpoint(recorded("draft"), down) as there:
@@ -263,7 +265,8 @@ def test_the_champion_of_a_run_is_served(recorded_run):
     try:
         assert there.told["model"] == "recorded"
         assert there.told["adapter"] is None  # mode H trains none
+        asked = llm_settings(there.told["url"], model="recorded", temperature=0.0, max_tokens=32)
+        reply = OpenAiChat(asked, "").complete(ASKED)
+        assert reply.completion_tokens > 0
     finally:
         assert there.interrupt()[0] == INTERRUPTED
-    assert DONE == 0
-    assert os.path.isdir(store.folder)

@@ -16,6 +16,7 @@ import msgspec
 from resia.domains.base import Domain
 from resia.events import (
     Blob,
+    Blobs,
     DraftFailed,
     EditFailed,
     EditRequested,
@@ -39,7 +40,7 @@ from .llm_prompt import TooSmall, for_draft, for_edit
 from .llm_reply import Invalid, Proposal, read_draft, read_edit
 from .llm_trial import try_out
 from .operators import applicable
-from .ports import ChatReply, ProposerPorts
+from .ports import ChatModel, ChatReply, ProposerPorts
 from .proposing import HARNESS_MEDIA
 
 NAME = "llm"
@@ -166,6 +167,39 @@ def _applicable(harness: Harness, domain: Domain) -> tuple[str, ...]:
     return (*(applicable(harness, domain) if domain.spec.references else ()), NAME)
 
 
+class _Dialogue:
+    """Messages sent and replies had so far."""
+
+    def __init__(self, first: Sequence[Message], settings: LlmSettings) -> None:
+        self._settings, self._messages, self._said = settings, list(first), list[Said]()
+
+    def ask(self, chat: ChatModel, check: Callable[[str], Proposal]) -> Proposal | Invalid:
+        """The next reply as a proposal, or why it is none, which the model is told."""
+        reply = chat.complete(self._messages)
+        try:
+            if reply.finish == "length":
+                raise Invalid(f"it was cut off at {self._settings.max_tokens} tokens: be shorter")
+            found = check(reply.text)
+        except Invalid as cause:
+            self._note(reply, str(cause))
+            told = f"That reply cannot be used: {cause}. Send the whole JSON object again, mended."
+            self._messages += [Message("assistant", reply.text[:QUOTED_CHARS] or "(nothing)"), Message("user", told)]
+            return cause
+        self._note(reply, "")
+        return found
+
+    def _note(self, reply: ChatReply, refused: str) -> None:
+        tokens = reply.prompt_tokens, reply.completion_tokens
+        self._said.append(Said(reply.text, reply.finish, *tokens, refused, reply.failures))
+
+    def end(self, proposal: Proposal | None, error: str, blobs: Blobs) -> _Outcome:
+        """All of it stored, and what it came to."""
+        exchange = Exchange(self._settings.model, tuple(self._messages), tuple(self._said), error)
+        blob = blobs.put(msgspec.json.encode(exchange), EXCHANGE_MEDIA)
+        spent = sum(s.prompt_tokens for s in self._said), sum(s.completion_tokens for s in self._said)
+        return _Outcome(proposal, error[:ERROR_CHARS], blob, *spent)
+
+
 def _converse(
     first: Sequence[Message],
     check: Callable[[str], Proposal],
@@ -175,36 +209,15 @@ def _converse(
 ) -> _Outcome:
     """Ask until a reply is valid, at most `settings.tries` times. Raises ModelError when the endpoint is out of
     order: nothing is settled then, and the patience of the lever is not spent."""
-    messages, said, error = list(first), list[Said](), ""
-    proposal: Proposal | None = None
-    while proposal is None and not error:
-        try:
-            reply = ports.chat().complete(messages)
-        except EndpointRefused as cause:
-            error = str(cause)
-            break
-        except ModelError as cause:
-            raise ModelError(f"{cause}; when it answers again, go on with: resia run --resume {run}") from cause
-        refused = ""
-        try:
-            proposal = check(_whole(reply, settings))
-        except Invalid as cause:
-            refused = str(cause)
-        said.append(
-            Said(reply.text, reply.finish, reply.prompt_tokens, reply.completion_tokens, refused, reply.failures)
-        )
-        if proposal is None and len(said) >= settings.tries:
-            error = f"no valid reply in {len(said)}; the last: {refused}"
-        elif proposal is None:
-            told = f"That reply cannot be used: {refused}. Send the whole JSON object again, mended."
-            messages += [Message("assistant", reply.text[:QUOTED_CHARS] or "(nothing)"), Message("user", told)]
-    exchange = Exchange(settings.model, tuple(messages), tuple(said), error)
-    blob = ports.blobs.put(msgspec.json.encode(exchange), EXCHANGE_MEDIA)
-    spent = sum(s.prompt_tokens for s in said), sum(s.completion_tokens for s in said)
-    return _Outcome(proposal, error[:ERROR_CHARS], blob, *spent)
-
-
-def _whole(reply: ChatReply, settings: LlmSettings) -> str:
-    if reply.finish == "length":
-        raise Invalid(f"it was cut off at {settings.max_tokens} tokens: be shorter")
-    return reply.text
+    dialogue, why = _Dialogue(first, settings), ""
+    try:
+        for _ in range(settings.tries):
+            found = dialogue.ask(ports.chat(), check)
+            if isinstance(found, Proposal):
+                return dialogue.end(found, "", ports.blobs)
+            why = str(found)
+    except EndpointRefused as cause:
+        return dialogue.end(None, str(cause), ports.blobs)
+    except ModelError as cause:
+        raise ModelError(f"{cause}; when it answers again, go on with: resia run --resume {run}") from cause
+    return dialogue.end(None, f"no valid reply in {settings.tries}; the last: {why}", ports.blobs)

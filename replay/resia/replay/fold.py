@@ -115,14 +115,21 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _add_steps(state, cast(Sequence[Fact], stretch))
         case RunRequested():
             return _replace(state, request=event, status="running")
-        case HarnessDrafted() | HarnessEdited() | DraftFailed() | EditFailed():
-            return _apply_proposal(_paid(state, event), event)
+        case HarnessDrafted():
+            state = _paid(state, event)
+            return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
+        case HarnessEdited():
+            state = _paid(state, event)
+            return _replace(state, harnesses=_keep_first(state.harnesses, event.harness.digest, event))
         case EvaluationRequested() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
             return _apply_measurement(state, fact.envelope.id, event)
         case CandidateAccepted() | CandidateRejected() | CandidateUndecided():
             return apply_verdict(state, event)
         case DecisionMade():
             return _apply_decision(state, fact.sequence, event)
+        case EditFailed():
+            state = _paid(state, event)
+            return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
         case TrainingRequested() | RoundRequested() | RoundTrained() | AdapterTrained():
             return _apply_training(state, fact.envelope.id, event)
         case TrainingFailed():
@@ -140,6 +147,8 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _replace(_rooted(state, event.root_to), ending=event, status="completed")
         case RunFailed():
             return _replace(state, ending=event, status="failed")
+        case DraftFailed():
+            return _paid(state, event)
         case EditRequested() | RolloutsRequested():
             return state
         case KernelSubmitted() | KernelBenchmarked() | KernelRejected() | MessageQuarantined():
@@ -148,10 +157,7 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             assert_never(event)
 
 
-Proposal = HarnessDrafted | HarnessEdited | DraftFailed | EditFailed
-
-
-def _paid(state: RunState, event: Proposal) -> RunState:
+def _paid(state: RunState, event: HarnessDrafted | HarnessEdited | DraftFailed | EditFailed) -> RunState:
     """What a model behind an endpoint was asked and said counts like any other token."""
     ledger = _replace(
         state.ledger,
@@ -159,20 +165,6 @@ def _paid(state: RunState, event: Proposal) -> RunState:
         completion_tokens=state.ledger.completion_tokens + event.completion_tokens,
     )
     return _replace(state, ledger=ledger)
-
-
-def _apply_proposal(state: RunState, event: Proposal) -> RunState:
-    match event:
-        case HarnessDrafted():
-            return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
-        case HarnessEdited():
-            return _replace(state, harnesses=_keep_first(state.harnesses, event.harness.digest, event))
-        case EditFailed():
-            return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
-        case DraftFailed():
-            return state
-        case _:
-            assert_never(event)
 
 
 def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:

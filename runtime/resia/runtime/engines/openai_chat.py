@@ -78,9 +78,6 @@ class OpenAiChat:
         self._settings, self._key = settings, key
         self._sleep, self._clock, self._now = sleep, clock, now
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        # A redirect would carry the prompt, and perhaps the key, to another place: none is followed.
-        self._client = httpx2.Client(headers=headers, timeout=settings.timeout_s, follow_redirects=False)
 
     def complete(self, messages: Sequence[Message]) -> ChatReply:
         """See `ChatModel.complete`."""
@@ -88,7 +85,8 @@ class OpenAiChat:
         pause = FIRST_PAUSE_S
         while True:
             try:
-                return self._asked(messages, tuple(failures))
+                with self._client() as client:  # a connection is of no use minutes later
+                    return self._asked(client, messages, tuple(failures))
             except _Passing as cause:
                 failures.append(str(cause))
                 wait = cause.wait_s if cause.wait_s is not None else pause
@@ -98,14 +96,22 @@ class OpenAiChat:
             self._sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
+    def _client(self) -> httpx2.Client:
+        """A redirect would carry the prompt, and perhaps the key, to another place: none is followed."""
+        headers = {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+        }
+        return httpx2.Client(headers=headers, timeout=self._settings.timeout_s, follow_redirects=False)
+
     @property
     def _where(self) -> str:
         return f"model {self._settings.model} at {self._settings.base_url}"
 
-    def _asked(self, messages: Sequence[Message], failures: tuple[str, ...]) -> ChatReply:
+    def _asked(self, client: httpx2.Client, messages: Sequence[Message], failures: tuple[str, ...]) -> ChatReply:
         body = self._body(messages)
         try:
-            with self._client.stream("POST", self._url, content=body) as response:
+            with client.stream("POST", self._url, content=body) as response:
                 data = self._read(response)
         except httpx2.TimeoutException:
             raise _Passing(f"no answer within {self._settings.timeout_s:g} s") from None
