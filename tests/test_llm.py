@@ -11,6 +11,7 @@ from scripted import GOOD, ScriptedEngine, Tape, confined
 from test_proposing import DOMAIN, GOLD, Bare, measured, sealed_marks
 
 from given import requested
+from histories import World, play, run_request
 from resia.agents import llm, proposing
 from resia.agents.operators import CATALOGUE
 from resia.agents.ports import ProposerPorts
@@ -21,6 +22,7 @@ from resia.events import (
     EditRequested,
     HarnessDrafted,
     HarnessEdited,
+    RunCompleted,
     decode_harness,
 )
 from resia.events.errors import ModelError
@@ -275,3 +277,26 @@ def test_a_budget_that_does_not_hold_the_task_is_named_and_nobody_is_asked(desk,
         assert "llm.prompt_tokens is 500, which does not hold the task and the harness: raise it" in event.error
         assert event.exchange is None
     assert there.heard == []
+
+
+# -- the rules ---------------------------------------------------------------------------------------------------------
+
+
+def played(patience: int, **world):
+    request = run_request(mode="H", patience_h=patience, max_iterations=9)
+    settings = msgspec.structs.replace(request.settings, proposer="llm")
+    return play(msgspec.structs.replace(request, settings=settings), World(operators={"llm": 0.0}, **world))
+
+
+def test_a_model_is_asked_until_patience_is_spent():
+    history = played(3)
+    assert history.actions == ["edit_harness"] * 3 + ["stop"]
+    assert [event.operators for event in history.of(EditRequested)] == [("llm",)] * 3
+    assert {trial.name for trial in history.state.trials if trial.lever == "edit_harness"} == {"llm"}
+
+
+def test_failed_edits_spend_patience_and_the_run_goes_on():
+    history = played(2, edit_fails=lambda _: True)
+    assert history.actions == ["edit_harness"] * 2 + ["stop"]
+    assert history.outcomes[-2:] == ["failed", "failed"]
+    assert isinstance(history.state.ending, RunCompleted)

@@ -48,7 +48,7 @@ class ChatServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, host: str, port: int, served: Served) -> None:
-        self.served, self.created = served, int(time.time())
+        self.served, self.created, self._host = served, int(time.time()), host
         self.waiting, self._sampling = threading.BoundedSemaphore(WAITING), threading.Lock()
         try:
             super().__init__((host, port), _Handler)
@@ -60,7 +60,7 @@ class ChatServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Base URL for clients."""
-        return f"http://{self.server_address[0]!s}:{self.server_port}/v1"
+        return f"http://{self._host}:{self.server_port}/v1"
 
     def sample(self, asked: Asked) -> list[Completion]:
         """One prompt, a completion a seed; requests take turns. Raises ModelError, or Refused for a long prompt."""
