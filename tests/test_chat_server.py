@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+import stored_runs
 from chat_given import ASKED, llm_settings
 from scripted import ScriptedEngine
 
+from histories import World
 from resia.agents.ports import NO_ROOM, Completion, Sampling
 from resia.events import EngineSettings, Message
 from resia.events.errors import EndpointRefused, ModelError, UsageError
@@ -21,7 +23,9 @@ from resia.runtime import chat_server
 from resia.runtime.chat_server import MAX_BODY_BYTES, ChatServer, Served
 from resia.runtime.cli import main
 from resia.runtime.cli_options import FAILED, USAGE
+from resia.runtime.cli_serve import _champion
 from resia.runtime.engines.openai_chat import OpenAiChat
+from resia.runtime.store import Store
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
@@ -84,6 +88,25 @@ def test_a_completion_has_its_text_and_its_cost(server, engine):
     ]
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
     assert engine.calls == [(Sampling(0.2, 7, ("\n",)), (5,), None)]
+
+
+def test_adapter_weights_are_used_for_every_request(engine, tmp_path):
+    with running(engine, adapter=tmp_path / "a.safetensors") as server:
+        send(server, HELLO)
+        send(server, HELLO)
+    assert [adapter for _, _, adapter in engine.calls] == [tmp_path / "a.safetensors"] * 2
+
+
+async def test_a_runs_champion_is_its_engine_and_its_adapter(bus, run, access, tmp_path):
+    """The played run trains from a champion that was trained already, so its last one has an adapter."""
+    store = Store(tmp_path, access.url.replace("nats://", f"nats://admin:{access.passwords['admin']}@"))
+    history = stored_runs.played(run, world=World(training=0.3, noise=0.02), mode="W")
+    adapter = history.state.champion.candidate.adapter
+    assert adapter is not None
+    await stored_runs.keep(bus, run, history, store.blobs())
+    engine, path = await _champion(store, run)
+    assert engine == history.state.request.settings.engine
+    assert path.read_bytes() == history.blobs[adapter.digest]
 
 
 def test_several_choices_draw_from_seeds_of_their_own(server, engine):
