@@ -18,7 +18,7 @@ from resia.replay.state import RunState, Trial
 
 from .taskwork import outcome_class
 
-TOKEN_BYTES = 3  # the endpoint's tokenizer is not known; English has some four bytes a token, code three
+TOKEN_BYTES = 2  # the endpoint's tokenizer is not known; prose has some four bytes a token, trajectories 2.7
 HISTORY_SHARE = 0.25  # of the budget at most
 MISSES = 8  # trajectories that did not fit in a row, after which no more are read
 EFFECT_STEP = 0.05
