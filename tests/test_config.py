@@ -70,7 +70,7 @@ def test_forms_of_an_override(override, where, value):
         ("loop.mode=WH", "unknown value of loop.mode 'WH': did you mean W+H or W or H?"),
         ("algorithm=grop", "unknown value of algorithm 'grop': did you mean grpo"),
         ("engine.dtype=float16", "unknown value of engine.dtype 'float16': did you mean bfloat16 or float32"),
-        ("proposer=llm", "unknown value of proposer 'llm': did you mean operators"),
+        ("proposer=lm", "unknown value of proposer 'lm': did you mean llm"),
         ("loop.max_iterations=0", "setting loop.max_iterations is 0: expected `int` >= 1"),
         ("seed=-1", "setting seed is -1: expected `int` >= 0"),
         ("seed=", "setting seed is '': expected `int`, got `str`"),

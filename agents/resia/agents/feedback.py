@@ -235,9 +235,12 @@ def _features(state: RunState, request: RunRequested, found: Evaluation) -> Land
 
 
 def _untried(state: RunState, found: Evaluation) -> list[str]:
-    """Operators that would change the champion's harness and were not tried on it."""
+    """Operators that would change the champion's harness and were not tried on it. A model is one that always may: what
+    it has tried, it is told."""
     if state.champion is None or found.completed is None:
         return []
+    if state.request is not None and state.request.settings.proposer == "llm":
+        return ["llm"]
     node = state.harnesses.get(state.champion.candidate.harness.digest)
     if not isinstance(node, HarnessDrafted | HarnessEdited):
         return []

@@ -80,6 +80,35 @@ class Sandbox(Protocol):
         ...
 
 
+class ChatReply(NamedTuple):
+    """One reply of an endpoint. `finish` is length where it was cut off; tokens as the endpoint counts them, estimated
+    where it says nothing. `failures` names each request that had to be sent again before this one."""
+
+    text: str
+    finish: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    failures: tuple[str, ...] = ()
+
+
+class ChatModel(Protocol):
+    """A language model behind an endpoint, which need not answer the same twice."""
+
+    def complete(self, messages: Sequence[Message]) -> ChatReply:
+        """The next message of the dialogue. Raises EndpointRefused where asking again would change nothing, and
+        ModelError where the endpoint was out of order for as long as it was waited for."""
+        ...
+
+
+class ProposerPorts(NamedTuple):
+    """All that a proposer's `perform` may touch."""
+
+    chat: Callable[[], ChatModel]
+    sandbox: Callable[[], Sandbox]
+    blobs: Blobs
+
+
 class AgentPorts(NamedTuple):
     """All that the agents' `perform` may touch. `clock` is monotonic seconds; `live` publishes progress that no log
     keeps."""

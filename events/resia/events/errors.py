@@ -5,6 +5,7 @@ ResiaError
 │   └── UnknownName       a name that is not in a closed list; carries the nearest valid ones
 ├── BoundaryError         an outside party failed; an attempt that ends here is recorded as a fact
 │   ├── ModelError        an engine or endpoint
+│   │   └── EndpointRefused  it would answer the same again: a key, a name, a request that it does not take
 │   ├── SandboxError      generated source; carries the failure class it is recorded as
 │   ├── TrainerError      an optimisation step
 │   │   └── NoSignal      a sound batch that holds nothing to learn from
@@ -48,6 +49,10 @@ class BoundaryError(ResiaError):
 
 
 class ModelError(BoundaryError): ...
+
+
+class EndpointRefused(ModelError):
+    """The endpoint answered, and asking again would change nothing."""
 
 
 class SandboxError(BoundaryError):

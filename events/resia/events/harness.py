@@ -1,4 +1,7 @@
-"""Harness generations: HarnessDrafted | DraftFailed, then EditRequested -> HarnessEdited | EditFailed."""
+"""Harness generations: HarnessDrafted | DraftFailed, then EditRequested -> HarnessEdited | EditFailed.
+
+Where a model behind an endpoint was asked, `exchange` is all that was said, and the tokens are what it cost.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,16 @@ class HarnessDrafted(msgspec.Struct, frozen=True):
     proposer: str
     rationale: str
     applicable: tuple[str, ...]
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class DraftFailed(msgspec.Struct, frozen=True):
     error: str
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class EditRequested(msgspec.Struct, frozen=True):
@@ -54,6 +63,9 @@ class HarnessEdited(msgspec.Struct, frozen=True):
     rationale: str
     applicable: tuple[str, ...]
     known: dict[str, str] = {}
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class EditFailed(msgspec.Struct, frozen=True):
@@ -64,3 +76,6 @@ class EditFailed(msgspec.Struct, frozen=True):
     operators: tuple[str, ...]
     error: str
     known: dict[str, str] = {}
+    exchange: Blob | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0

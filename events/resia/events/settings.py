@@ -16,6 +16,7 @@ from .ids import sha256
 
 Split = Literal["search", "validation", "test"]
 Mode = Literal["H", "W", "W+H"]
+Proposer = Literal["operators", "llm"]
 Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
 # These learn from recorded rollouts alone; the others need rollouts of the policy that they change.
@@ -150,13 +151,33 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Positive = 2
 
 
+class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The endpoint that the proposer `llm` asks for drafts and edits.
+
+    `key_env` names the environment variable that holds the key, empty for none; the key itself stands nowhere.
+    `prompt_tokens` bounds what the model is shown, `max_tokens` a reply, under the name `token_field` that the endpoint
+    knows. `tries` replies are asked for until one is valid; a request that fails is sent again `retries` times.
+    """
+
+    base_url: str = ""
+    model: str = ""
+    key_env: str = ""
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.7
+    max_tokens: Positive = 4096
+    token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    prompt_tokens: Annotated[int, Meta(ge=500)] = 16_000
+    tries: Annotated[int, Meta(ge=1, le=10)] = 3
+    timeout_s: Rate = 120.0
+    retries: Annotated[int, Meta(ge=0, le=20)] = 4
+
+
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole request. `digest()` identifies it."""
 
     domain: str = "denoising"
     domain_options: dict[str, str | int | float | bool] = {}
     seed: Count = 0
-    proposer: Literal["operators"] = "operators"
+    proposer: Proposer = "operators"
     algorithm: Algorithm | None = None  # None: the rules choose; a name restricts the feasible set to it
     loop: LoopSettings = LoopSettings()
     sampling: SamplingSettings = SamplingSettings()
@@ -164,6 +185,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     selection: SelectionSettings = SelectionSettings()
     training: TrainingSettings = TrainingSettings()
     engine: EngineSettings = EngineSettings()
+    llm: LlmSettings = LlmSettings()
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of every field, defaults included."""

@@ -29,6 +29,7 @@ LEFT_OUT = frozenset(
         *("request", "evaluation", "champion_evaluation", "training"),
         *("merkle_root", "root_from", "root_to"),
         *("tokens_per_s", "seconds", "reused"),
+        "exchange",  # how often an endpoint had to be asked
     }
 )
 UNKNOWN = "unknown"

@@ -116,9 +116,10 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
         case RunRequested():
             return _replace(state, request=event, status="running")
         case HarnessDrafted():
+            state = _paid(state, event)
             return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
         case HarnessEdited():
-            return _apply_edit(state, event)
+            return _apply_edit(_paid(state, event), event)
         case EvaluationRequested() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
             return _apply_measurement(state, fact.envelope.id, event)
         case CandidateAccepted() | CandidateRejected() | CandidateUndecided():
@@ -127,7 +128,7 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _apply_decision(state, fact.sequence, event)
         case EditFailed():
             parent = state.champion.candidate.harness.digest if state.champion else ""
-            state = _apply_known(state, event.iteration, parent, event.known)
+            state = _apply_known(_paid(state, event), event.iteration, parent, event.known)
             return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
         case TrainingRequested() | RoundRequested() | RoundTrained() | AdapterTrained():
             return _apply_training(state, fact.envelope.id, event)
@@ -146,7 +147,9 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _replace(_rooted(state, event.root_to), ending=event, status="completed")
         case RunFailed():
             return _replace(state, ending=event, status="failed")
-        case DraftFailed() | EditRequested() | RolloutsRequested():
+        case DraftFailed():
+            return _paid(state, event)
+        case EditRequested() | RolloutsRequested():
             return state
         case KernelSubmitted() | KernelBenchmarked() | KernelRejected() | MessageQuarantined():
             return state
@@ -171,6 +174,16 @@ def _apply_known(state: RunState, iteration: int, parent: str, known: Mapping[st
 
 def _add_origin(state: RunState, digest: str, origin: Origin) -> RunState:
     return _replace(state, origins=state.origins.set(digest, (*state.origins.get(digest, ()), origin)))
+
+
+def _paid(state: RunState, event: HarnessDrafted | HarnessEdited | DraftFailed | EditFailed) -> RunState:
+    """What a model behind an endpoint was asked and said counts like any other token."""
+    ledger = _replace(
+        state.ledger,
+        prompt_tokens=state.ledger.prompt_tokens + event.prompt_tokens,
+        completion_tokens=state.ledger.completion_tokens + event.completion_tokens,
+    )
+    return _replace(state, ledger=ledger)
 
 
 def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:

@@ -32,7 +32,7 @@ SHORT = {"mode": "loop.mode"}  # settings that --set takes by their last name, a
 # What a mode has no use for: a person who sets it expects something that will not happen.
 UNUSED: dict[Mode, tuple[str, ...]] = {
     "H": ("algorithm", "training", "loop.patience_w"),
-    "W": ("proposer", "loop.patience_h"),
+    "W": ("proposer", "llm", "loop.patience_h"),
 }
 FREEZES = {"H": "freezes the weights", "W": "freezes the harness"}
 NAME_CHARS = 64
@@ -172,6 +172,8 @@ def _settings(moment: Moment, changes: Sequence[Change]) -> RunSettings:
     for change in changes:
         if any(change.name == name or change.name.startswith(f"{name}.") for name in UNUSED.get(mode, ())):
             raise UsageError(f"mode {mode} {FREEZES[mode]}: leave {change.name} out, or set another mode")
+    if mode == "W":
+        settings = msgspec.structs.replace(settings, proposer="operators")  # the parent's endpoint is not asked
     if mode == "H":
         settings = msgspec.structs.replace(settings, algorithm=None)  # the parent may have asked for one
     return settings

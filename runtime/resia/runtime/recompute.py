@@ -18,8 +18,12 @@ import msgspec
 from resia.events import (
     OUTCOMES,
     Blobs,
+    DraftFailed,
+    EditFailed,
     Event,
     Fact,
+    HarnessDrafted,
+    HarnessEdited,
     Manifest,
     RolloutFailed,
     RolloutsRequested,
@@ -42,6 +46,7 @@ from .worker import Role
 
 Only = Literal["training", "sampling"]
 ONLY: Mapping[str, type[Event]] = {"training": RoundRequested, "sampling": RolloutsRequested}
+PROPOSALS = (HarnessDrafted, DraftFailed, HarnessEdited, EditFailed)
 # What a rule or an effect raises on a history that it could not have been given.
 _WRONG_STATE = (LookupError, ValueError, TypeError, AttributeError, AssertionError)
 DIGEST_CHARS = 64
@@ -165,6 +170,8 @@ class _Again:
         request = state.request
         if request is None:
             raise Unsaid("the log names no run before it")
+        if request.settings.proposer == "llm" and isinstance(work.outcome.event, PROPOSALS):
+            raise Unsaid(f"model {request.settings.llm.model} behind an endpoint proposed it, an outside party")
         if differ := self._differing(request, work.outcome, recorded):
             what = ", ".join(f"{name} {_short(old)} there, {_short(new)} here" for name, (old, new) in differ.items())
             raise Unsaid(f"this machine is not what it was performed on: {what}", differ)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from resia.agents.ports import AgentPorts, Engine
+from resia.agents.ports import AgentPorts, ChatModel, Engine, ProposerPorts
 from resia.domains.base import Domain
 from resia.domains.registry import load_domain
-from resia.events import Blobs, EngineSettings, Manifest, RunRequested, RunSettings, TrainingSettings
+from resia.events import Blobs, EngineSettings, LlmSettings, Manifest, RunRequested, RunSettings, TrainingSettings
 from resia.events.errors import ResiaError, UsageError
 
 from . import assets
@@ -76,6 +76,7 @@ class Resources:
         self._engine = lru_cache(maxsize=1)(self._load_engine)
         self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
         self._policy = lru_cache(maxsize=1)(self._load_policy)
+        self._chat = lru_cache(maxsize=1)(self._reach_endpoint)
 
     def domain(self, request: RunRequested) -> Domain:
         """The run's domain over exactly the data the run began with."""
@@ -89,6 +90,9 @@ class Resources:
             clock=time.monotonic,
             live=live,
         )
+
+    def proposer_ports(self, request: RunRequested) -> ProposerPorts:
+        return ProposerPorts(lambda: self._chat(request.settings.llm), lambda: self._sandbox(), self._blobs)
 
     @property
     def blobs(self) -> Blobs:
@@ -171,6 +175,12 @@ class Resources:
                 f" {engine.manifest.model_digest[:12]}, the run's {digest[:12]}): pull the asset again"
             )
         return engine
+
+    def _reach_endpoint(self, settings: LlmSettings) -> ChatModel:
+        from .endpoint import endpoint_key
+        from .engines.openai_chat import OpenAiChat
+
+        return OpenAiChat(settings, endpoint_key(settings))
 
     def _start_sandbox(self) -> ProcessSandbox:
         from .sandbox import ProcessSandbox, SandboxLimits

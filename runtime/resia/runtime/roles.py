@@ -53,7 +53,13 @@ def _meta(resources: Resources, live_of: LiveOf) -> Role:
     from resia.agents import proposing
 
     def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
-        return proposing.draft(fact, resources.domain(_request(state)), resources.blobs)
+        request = _request(state)
+        domain = resources.domain(request)
+        if request.settings.proposer == "llm":
+            from resia.agents import llm
+
+            return llm.draft(fact, domain, request.settings.llm, resources.proposer_ports(request))
+        return proposing.draft(fact, domain, resources.blobs)
 
     return Role("meta", (), _nothing, (RunRequested,), perform)
 
@@ -77,7 +83,13 @@ def _feedback(resources: Resources, live_of: LiveOf) -> Role:
     from resia.agents import feedback, proposing
 
     def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
-        return proposing.edit(state, fact, resources.domain(_request(state)), resources.blobs)
+        request = _request(state)
+        domain = resources.domain(request)
+        if request.settings.proposer == "llm":
+            from resia.agents import llm
+
+            return llm.edit(state, fact, domain, request.settings.llm, resources.proposer_ports(request))
+        return proposing.edit(state, fact, domain, resources.blobs)
 
     return Role("feedback", feedback.DECIDES, feedback.decide, (EditRequested,), perform, quarantines=True)
 

@@ -21,6 +21,7 @@ from resia.replay.state import RunState
 
 from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
+from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
 from .server import Access
 from .store import Store, require_run, serving
@@ -107,6 +108,7 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         raise UnknownName("algorithm (of those built)", settings.algorithm, FEASIBLE)
     if settings.algorithm is not None and settings.loop.mode == "H":
         raise UsageError(f"mode H freezes the weights: leave algorithm {settings.algorithm} out, or take mode W or W+H")
+    check_proposer(settings)
     folder = model_folder(settings.engine, cache)
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
@@ -173,6 +175,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     await witness.check(bus, session.run)
     async for fact in bus.read(session.run):
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
+            check_proposer(fact.event.settings)
             return fact.event.settings
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 
