@@ -45,7 +45,7 @@ from resia.runtime.store import Store
 from resia.runtime.worker import Clerk, Worker
 
 LIMIT_S = 120
-SETTINGS = ["domain=hackable", "loop.mode=H", "loop.max_iterations=2", "sampling.group_size=4", "engine.threads=1"]
+SETTINGS = ["domain=hackable", "loop.mode=H", "loop.max_iterations=3", "sampling.group_size=4", "engine.threads=1"]
 # The probe that is meant to see through each trap, and those that may as well.
 SEES = {"position": "shuffle", "recall": "paraphrase", "flattery": "verifier"}
 RUNS = {

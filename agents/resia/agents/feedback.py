@@ -146,7 +146,7 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         requested=settings.algorithm,
         seed=seed_for(settings.seed, "policy", state.iteration),
     )
-    edits = ranking(_untried(state, found), found.completed.failures if found.completed else {}, request.policy)
+    edits = _edits(state, request, found)
     failed_edits = sum(t.lever == "edit_harness" for t in trials if t.outcome != "accepted")
     failed_trainings = sum(t.lever == "train_weights" for t in trials if t.outcome != "accepted")
     lever = selection.choose_lever(
@@ -234,13 +234,17 @@ def _features(state: RunState, request: RunRequested, found: Evaluation) -> Land
     )
 
 
+def _edits(state: RunState, request: RunRequested, found: Evaluation) -> Ranking:
+    """What may be tried next, best first. A model always may: what it has tried, it is told."""
+    if request.settings.proposer == "llm":
+        return Ranking(("llm",), {}, "", "")
+    return ranking(_untried(state, found), found.completed.failures if found.completed else {}, request.policy)
+
+
 def _untried(state: RunState, found: Evaluation) -> list[str]:
-    """Operators that would change the champion's harness and were not tried on it. A model is one that always may: what
-    it has tried, it is told."""
+    """Operators that would change the champion's harness and were not tried on it."""
     if state.champion is None or found.completed is None:
         return []
-    if state.request is not None and state.request.settings.proposer == "llm":
-        return ["llm"]
     node = state.harnesses.get(state.champion.candidate.harness.digest)
     if not isinstance(node, HarnessDrafted | HarnessEdited):
         return []

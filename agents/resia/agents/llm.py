@@ -41,7 +41,7 @@ from .llm_reply import Invalid, Proposal, read_draft, read_edit
 from .llm_trial import try_out
 from .operators import applicable
 from .ports import ChatModel, ChatReply, ProposerPorts
-from .proposing import HARNESS_MEDIA, measured_harnesses
+from .proposing import HARNESS_MEDIA
 
 NAME = "llm"
 EXCHANGE_MEDIA = "application/vnd.resia.exchange+json"
@@ -127,7 +127,7 @@ def edit(
 
     def check(text: str) -> Proposal:
         proposal = read_edit(text, parent)
-        if proposal.harness.digest() in measured_harnesses(state):
+        if proposal.harness.digest() in state.harnesses:
             raise Invalid("this harness was in the run before: propose another")
         try_out(proposal.harness, domain, ports.sandbox())
         return proposal

@@ -33,10 +33,11 @@ task; the harness is all that stands around it, in four components:
   observation: the model is told it and goes on, tool_turns times at most. Where asks allows it,
   tools.ask(prompt="...") gives the model's reply to that prompt alone.
 - retry_policy: sampling temperature (above 0, to 2), max_new_tokens of a turn (1 to 4096), attempts (1 to 8: tries in
-  all when no answer could be read), stop (texts that end a turn), tool_turns (0 to 16), asks (0 to 32).
+  all when no answer could be read), stop (texts that end a turn), tool_turns (0 to 16), asks (0 to
+  32), votes (1 to 15: replies of which the commonest answer counts).
 Sources use the standard library alone and run confined: no files, no network, a few seconds.
 """
-_POLICY = '{"temperature": 0.7, "max_new_tokens": 64, "attempts": 2, "stop": ["\\n"], "tool_turns": 0, "asks": 0}'
+_POLICY = '{"temperature": 0.7, "max_new_tokens": 64, "attempts": 2, "stop": ["\\n"], "tool_turns": 0, "asks": 8}'
 _PROMPT = '{"text": "...", "examples": [{"user": "...", "assistant": "..."}]}'
 _EDIT = f"""Reply with one JSON object and nothing else. Change exactly one component, and give its new value whole:
 {{"component": "system_prompt", "rationale": "one sentence", "value": {_PROMPT}}}

@@ -61,17 +61,18 @@ class PromptValue(_Strict):
 
 
 class PolicyValue(_Strict):
-    """The ranges are those of `RetryPolicy`; `tool_turns` and `asks` may be left out where they are 0."""
+    """The ranges are those of `RetryPolicy`; those that have a default may be left out."""
 
     temperature: Annotated[float, Field(gt=0.0, le=2.0)]
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)]
     attempts: Annotated[int, Field(ge=1, le=8)]
     stop: Annotated[tuple[Annotated[Short, Field(max_length=100)], ...], Field(max_length=MAX_STOPS)]
     tool_turns: Annotated[int, Field(ge=0, le=16)] = 0
-    asks: Annotated[int, Field(ge=0, le=32)] = 0
+    asks: Annotated[int, Field(ge=0, le=32)] = 8
+    votes: Annotated[int, Field(ge=1, le=15)] = 1
 
     def made(self) -> RetryPolicy:
-        return RetryPolicy(self.temperature, self.max_new_tokens, self.attempts, self.stop, self.tool_turns, self.asks)
+        return RetryPolicy(**self.model_dump())
 
 
 class PromptEdit(_Strict):
