@@ -46,6 +46,7 @@ from .harness_value import (
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
 from .policy import Arm, LearnedPolicy, Source, decode_policy
 from .run import (
+    BudgetSpent,
     Candidate,
     ControlFailed,
     ControlMeasured,
@@ -60,12 +61,15 @@ from .run import (
 )
 from .settings import (
     ALGORITHMS,
+    BASELINES,
     MODES,
     Algorithm,
     EngineSettings,
     GateSettings,
     LoopSettings,
     Mode,
+    Price,
+    PriceSettings,
     RunSettings,
     SamplingSettings,
     SelectionSettings,
@@ -86,6 +90,7 @@ from .trajectory import Message, ToolCall, Trajectory, Turn, decode_trajectory
 __all__ = [
     "ALGORITHMS",
     "ANCHORS",
+    "BASELINES",
     "COMPONENTS",
     "ENDINGS",
     "FORMAT_FAILURES",
@@ -99,6 +104,7 @@ __all__ = [
     "Arm",
     "Blob",
     "Blobs",
+    "BudgetSpent",
     "Candidate",
     "CandidateAccepted",
     "CandidateRejected",
@@ -141,6 +147,8 @@ __all__ = [
     "Mode",
     "Namespace",
     "Parent",
+    "Price",
+    "PriceSettings",
     "ProbeAlarmed",
     "Producer",
     "Purpose",

@@ -26,6 +26,7 @@ class EditRequested(msgspec.Struct, frozen=True):
     """Edit the champion's harness with the first of `operators` (ranked) that changes it.
 
     `evaluation` names the evaluation whose search rollouts the proposer may see; `failures` counts classes there.
+    `scorings`: the (answer, search item) pairs that a baseline's search for one answer may score.
     """
 
     iteration: int
@@ -33,6 +34,7 @@ class EditRequested(msgspec.Struct, frozen=True):
     operators: tuple[str, ...]
     evaluation: str
     failures: dict[str, int]
+    scorings: int = 0
 
 
 class HarnessEdited(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 RULES: Mapping[str, str] = {
-    "select-lever/1:0-budget": "no iterations or no tokens are left, so the run stops",
+    "select-lever/1:0-budget": "a budget of iterations, tokens, money or seconds is spent, so the run stops",
     "select-lever/1:1-edit-harness": "fewer edits failed than patience allows and one is untried, so the harness is "
     "edited",
     "select-lever/1:2-train-weights": "no edit is left to make, fewer updates failed than patience allows and there is "
