@@ -401,4 +401,4 @@ def test_the_command_itself_exits_with_the_code(tmp_path):
         cwd=tmp_path,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "resia: unknown mode 'X': did you mean H or W or W+H?\n"
+    assert done.stderr == "resia: unknown mode 'X': did you mean H or W or W+H or best-of-n or random?\n"

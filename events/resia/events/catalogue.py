@@ -159,6 +159,7 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
             CandidateUndecided,
             ProbeAlarmed,
             DecisionMade,
+            EvaluationRequested,
             EditRequested,
             HarnessEdited,
             EditFailed,

@@ -1,5 +1,5 @@
 """Measuring a candidate: EvaluationRequested -> RolloutsRequested (shards) -> RolloutRecorded*, RolloutFailed*,
-ShardSampled -> EvaluationCompleted. Purpose `sampling` draws more search rollouts of a champion and measures nothing."""
+ShardSampled -> EvaluationCompleted. Purpose `sampling` draws more search rollouts of a candidate that is measured."""
 
 from __future__ import annotations
 

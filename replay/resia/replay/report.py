@@ -20,6 +20,7 @@ from resia.events import (
 )
 
 from .diff import adapter_lineage, candidate_evaluations, harness_lineage
+from .ledger import Cycle, Ledger, cycle, money
 from .state import Evaluation, Lever, Outcome, RunState, Status, Trial
 from .verdicts import tried
 
@@ -57,7 +58,8 @@ class Summary(msgspec.Struct, frozen=True):
 
     `rejected` counts every trial that did not replace the champion: rejected, undecided or failed.
     `controls_error` says why there are no controls, empty where there are or where they were not asked for.
-    `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's.
+    `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's. `money` is the
+    tokens at the run's own prices, in `currency`; 0 where it has none. `cycles` add up to the costs.
     """
 
     status: Status
@@ -79,6 +81,9 @@ class Summary(msgspec.Struct, frozen=True):
     failed_rollouts: int
     tokens: int
     parent: str | None
+    money: float
+    currency: str
+    cycles: tuple[Cycle, ...]
 
 
 def rows(state: RunState) -> list[Row]:
@@ -113,6 +118,20 @@ def summary(state: RunState) -> Summary:
         failed_rollouts=state.ledger.failed_rollouts,
         tokens=state.ledger.tokens,
         parent=_parent(state),
+        money=money(state.ledger, state.request.settings) if state.request else 0.0,
+        currency=state.request.settings.price.currency if state.request else "",
+        cycles=cycles(state),
+    )
+
+
+def cycles(state: RunState) -> tuple[Cycle, ...]:
+    """What each cycle cost, from generation 0 to the last decision's, whether it gave a candidate or not."""
+    if state.request is None:
+        return ()
+    settings, actions = state.request.settings, [at.decision.action for at in state.decisions]
+    return tuple(
+        cycle(number, actions[number - 1] if number else "draft", state.cycles.get(number, Ledger()), settings)
+        for number in range(len(actions) + 1)
     )
 
 

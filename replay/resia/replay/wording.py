@@ -31,6 +31,10 @@ RULES: Mapping[str, str] = {
     "select-algorithm/1:8-fallback": "what the rules name is masked, and there are successes to learn from, so the "
     "first that is not masked is taken",
     "select-algorithm/1:9-none": "every algorithm is masked or has too little to learn from",
+    "baseline/1:0-budget": "a budget of tokens, money or seconds is spent, so the run stops before its search",
+    "baseline/1:1-sample": "this run learns nothing: it samples generation 0 while its tokens last",
+    "baseline/1:2-search": "this run learns nothing: one answer for every item is chosen on the search items",
+    "baseline/1:3-stop": "this run learns nothing: its answer is judged, so it stops",
     "learned-algorithm/1:draw": "a policy that was learned from past runs draws from what is not masked",
 }
 

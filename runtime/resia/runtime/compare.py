@@ -209,7 +209,7 @@ def _why_none(end: RunState, decisions: Sequence[DecisionAt], trials: Sequence[T
 
 # -- showing -----------------------------------------------------------------------------------------------------
 
-_LEVERS: dict[Action, str] = {"edit_harness": "edit", "train_weights": "train", "stop": "stop"}
+_LEVERS: dict[Action, str] = {"edit_harness": "edit", "train_weights": "train", "sample": "sample", "stop": "stop"}
 _LEFT = ("run", "since then", "effect", "gate")
 
 

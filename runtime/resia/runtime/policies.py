@@ -13,7 +13,7 @@ import msgspec
 
 from resia.agents.experience import Experience, Situation, by_policy, by_rules, experience, fit, unit_gain, without
 from resia.agents.offpolicy import Drawn, Estimate, estimate
-from resia.events import LearnedPolicy, RunRequested, RunSettings, decode_policy
+from resia.events import BASELINES, LearnedPolicy, RunRequested, RunSettings, decode_policy
 from resia.events.errors import UsageError
 
 from .reading import present_state
@@ -124,6 +124,7 @@ def pinned(settings: RunSettings, path: Path, cache: Path | None) -> RunRequeste
     policy = _fits(read_policy(path))
     if settings.algorithm is not None:
         raise UsageError(f"algorithm {settings.algorithm} leaves a policy nothing to choose: leave one of them out")
-    if settings.loop.mode == "H":
-        raise UsageError("mode H freezes the weights: leave --policy out, or take mode W or W+H")
+    if settings.loop.mode == "H" or settings.loop.mode in BASELINES:
+        what = "freezes the weights" if settings.loop.mode == "H" else "trains nothing"
+        raise UsageError(f"mode {settings.loop.mode} {what}: leave --policy out, or take mode W or W+H")
     return msgspec.structs.replace(first_event(settings, cache), policy=policy)

@@ -13,16 +13,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resia.events import Fact, Logged, RunRequested, RunSettings
+import msgspec
+
+from resia.events import BASELINES, Fact, Logged, RunRequested, RunSettings
 from resia.events.codec import MAX_EVENT_BYTES
 from resia.events.errors import BusError, UnknownName, UsageError
 from resia.events.settings import Split
+from resia.replay.ledger import price
 from resia.replay.state import RunState
 
 from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
 from .resources import domain_for, model_folder, package_version
 from .server import Access
+from .stopwatch import guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
 from .tenancy import Serving
@@ -106,6 +110,9 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         raise UnknownName("algorithm (of those built)", settings.algorithm, FEASIBLE)
     if settings.algorithm is not None and settings.loop.mode == "H":
         raise UsageError(f"mode H freezes the weights: leave algorithm {settings.algorithm} out, or take mode W or W+H")
+    if settings.algorithm is not None and settings.loop.mode in BASELINES:
+        raise UsageError(f"mode {settings.loop.mode} trains nothing: leave algorithm {settings.algorithm} out")
+    _check_prices(settings)
     folder = model_folder(settings.engine, cache)
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
@@ -127,6 +134,17 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         domain.spec.objective,
         domain.spec.ordinal,
         domain.spec.binary,
+    )
+
+
+def _check_prices(settings: RunSettings) -> None:
+    """A budget of money that nothing is charged to would never be spent."""
+    budget, model = settings.loop.money_budget, settings.engine.model
+    if budget is None or any(msgspec.structs.astuple(price(settings, model))):
+        return
+    raise UsageError(
+        f"loop.money_budget is {budget:g} {settings.price.currency}, and price.models has no price of model '{model}':"
+        " set one, or leave the budget out"
     )
 
 
@@ -190,6 +208,7 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
         asyncio.create_task(follower.follow(on_fact)),
         asyncio.create_task(_relay(bus, session.run, watch.live)),
         asyncio.create_task(_guard_disk(session)),
+        asyncio.create_task(guard_seconds(bus, session.run, session.store, settings.loop.seconds_budget, follower)),
         asyncio.create_task(_guard_server(log, watch, lambda: witness.check(bus, session.run))),
         *(asyncio.create_task(supervisor.keep(c)) for c in _configs(log.access, session)),
     ]

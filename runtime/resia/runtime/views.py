@@ -11,7 +11,7 @@ from resia.events import Harness, decode_harness
 from resia.events.errors import UsageError
 from resia.replay.diff import Diff, diff
 from resia.replay.explain import explain, parse_run_ref
-from resia.replay.report import rows, summary
+from resia.replay.report import Summary, rows, summary
 
 from .protocol import RunEntry
 from .reading import state_of
@@ -42,21 +42,25 @@ def _kept(entry: RunEntry) -> str:
 
 async def status_view(store: Store, run: str) -> Shown:
     """The table of what was tried, alarms, cost and controls."""
-    from .console import controls_table, table
+    from .console import controls_table, cost_table, table
 
     state = await state_of(store, run)
     result, tried = summary(state), rows(state)
     alarms = [f"alarm: {a.probe}: {a.detail}" for a in state.alarms]
-    cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens"
+    cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens{_money(result)}"
     about = f"{run} (fork of {result.parent})" if result.parent else run
     head = f"{about}: {result.status}{f': {result.reason}' if result.reason else ''}"
-    parts: list[RenderableType] = [head, table(tried, Console().width), *alarms, cost]
+    parts: list[RenderableType] = [head, table(tried, Console().width), *alarms, cost, cost_table(result)]
     if result.controls:
         parts.append(controls_table(result))
     elif result.controls_error:
         parts.append(f"controls failed: {result.controls_error}")
     line = {"run": run, **msgspec.to_builtins(result), "candidates": [msgspec.to_builtins(row) for row in tried]}
     return Shown((line,), tuple(parts))
+
+
+def _money(result: Summary) -> str:
+    return f", {result.money:.4f} {result.currency}" if result.money else ""
 
 
 async def explain_view(store: Store, ref: str) -> Shown:
