@@ -10,8 +10,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from resia.agents.episode import chat
 from resia.agents.proposing import first_harness
-from resia.agents.rollout import chat
 from resia.domains.base import Domain
 from resia.runtime.engines.tiny import build_tiny_model
 

@@ -243,7 +243,7 @@ def _said_sizes(made: _Plan) -> str:
 def _said_overrun(made: _Plan) -> str:
     return (
         f"a budget is looked at before each step and overrun by one at most, {_dearest(made).tokens:,.0f} tokens, and"
-        " the sealed test; at most counts a token a byte, every try, and every edit operator applied"
+        " the sealed test; most counts a token a byte, every try, and every edit operator applied"
     )
 
 
@@ -257,7 +257,12 @@ def _said_speed(past: Past) -> str:
 def _said_levers(made: _Plan, levers: Levers) -> str:
     if made.settings.loop.mode in BASELINES:
         return "expected: generation 0, its search at the budget, and one answer judged"
-    text = f"expected: {levers.edits:.3g} edits and {levers.trainings:.3g} trainings"
+    edits, trainings = (f"{number:.3g} {what}{'s' * (number != 1)}" for number, what in _counts(levers))
+    text = f"expected: {edits} and {trainings}"
     if made.past.ended:
         return f"{text}, the mean of {made.past.ended} past run{'s' * (made.past.ended != 1)} of this domain and mode"
     return f"{text}, as if nothing were accepted: no past run of this domain and mode is in the store"
+
+
+def _counts(levers: Levers) -> tuple[tuple[float, str], tuple[float, str]]:
+    return (levers.edits, "edit"), (levers.trainings, "training")

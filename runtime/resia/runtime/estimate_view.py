@@ -24,15 +24,7 @@ def shown(found: Estimate) -> Shown:
 
 def _table(found: Estimate) -> Table:
     prices = found.run.money_most > 0
-    names = [
-        "",
-        "rollouts",
-        "at most",
-        "tokens",
-        "at most",
-        "seconds",
-        *([found.currency, "at most"] if prices else []),
-    ]
+    names = ["", "rollouts", "most", "tokens", "most", "s", *([found.currency, "most"] if prices else [])]
     view = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for name in names:
         view.add_column(name, justify="right" if name else "left", no_wrap=True)
