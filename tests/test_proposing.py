@@ -10,6 +10,7 @@ from scripted import GOOD, ScriptedEngine, Tape, confined, ports, small_domain
 
 from given import requested
 from resia.agents import proposing, rollout
+from resia.agents.episode import chat
 from resia.agents.operators import CATALOGUE
 from resia.domains.base import Answer, Item, Score
 from resia.events import (
@@ -243,7 +244,7 @@ def test_a_model_reads_an_items_own_prompt_search_demonstrations_and_no_gold(run
     harness = decode_harness(blobs.get(event.harness))
     for split in SPLITS:
         for item in DOMAIN.items(split):
-            *shown, own = rollout.chat(harness, item.prompt)
+            *shown, own = chat(harness, item.prompt)
             assert (own.role, own.content) == ("user", item.prompt)
             before = " ".join(message.content for message in shown)
             assert not [mark for mark in (GOLD, *sealed_marks()) if mark in before]

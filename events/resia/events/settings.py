@@ -140,7 +140,7 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Prices by the name of a model, as `engine.model` or a proposer names it; one that is not here costs nothing."""
 
-    currency: Annotated[str, Meta(min_length=1, max_length=12)] = "USD"
+    currency: str = "USD"
     models: dict[str, Price] = {}
 
 

@@ -26,7 +26,7 @@ from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
 from .resources import domain_for, model_folder, package_version
 from .server import Access
-from .stopwatch import guard_seconds
+from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
 from .tenancy import Serving
@@ -181,6 +181,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     if request is not None:
         await bus.create_run(session.run)
         witness.forget()
+        forget_seconds(session.store, session.run)
         clerk = Clerk(session.run, "user", "cli", package_version(), time.time)
         await bus.append(session.run, [clerk.genesis(request)])
         return request.settings

@@ -48,6 +48,11 @@ def _read(path: Path) -> float:
         return 0.0
 
 
+def forget_seconds(store: Store, run: str) -> None:
+    """A new run may have the name of one that was removed."""
+    (store.seconds / run).unlink(missing_ok=True)
+
+
 async def guard_seconds(bus: Bus, run: str, store: Store, limit: float | None, follower: Follower) -> None:
     """Record that `limit` seconds are spent once they are; without a limit there is nothing to do."""
     if limit is None:
