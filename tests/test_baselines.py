@@ -6,6 +6,7 @@ import json
 
 import msgspec
 import pytest
+from fixture_domains import DenseSteps, Sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,3 +230,11 @@ def test_a_domain_that_breaks_is_no_answer(blobs):
 
     failed = searched(Broken(tuple(range(5)), tuple(range(5))), 100, blobs)
     assert "the data are gone" in failed.error
+
+
+def test_in_a_domain_of_several_steps_the_answer_is_given_at_each(blobs):
+    domain = DenseSteps(Sizes(search_items=2))
+    edited = searched(domain, 100, blobs)
+    assert edited.rationale.startswith(
+        "The best of 10 answers, mean reward 0.5000 on the search items, for every item: "
+    )
