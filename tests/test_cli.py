@@ -111,6 +111,15 @@ def sentence(said: tuple[int, str, str], code: int = 2) -> str:
         (["run", "--resume", "x", "--seed", "0"], "--resume goes on with the run's own settings"),
         (["run", "--resume", "x", "--set", "seed=0"], "--resume goes on with the run's own settings"),
         (["run", "--resume", "x", "--config", "x.toml"], "--resume goes on with the run's own settings"),
+        (["run", "--resume", "x", "--dry-run"], "--resume goes on with the run's own settings"),
+        (["run", "--mode", "random", "--algorithm", "grpo"], "mode random trains nothing: leave algorithm grpo out"),
+        (
+            ["run", "--set", "loop.money_budget=1"],
+            "price.models has no price of model 'smollm2-135m-instruct': set one",
+        ),
+        (["estimate", "--mode", "X"], "unknown mode 'X'"),
+        (["compare", "--arms", "H,X"], "unknown arm 'X'"),
+        (["compare", "--arms", "H", "--seeds", "1"], "--arms has 1 arm and a comparison needs two"),
         (["run", "--resume", "x", "--run", "y"], "--resume goes on with the run's own settings"),
         (["run", "--cache", "empty"], "asset 'smollm2-135m-instruct' is not on this machine; run: resia assets pull"),
         (["tail", "x", "--type", "decision-mad"], "unknown event type 'decision-mad': did you mean decision-made"),
@@ -402,7 +411,7 @@ def test_the_command_itself_exits_with_the_code(tmp_path):
         cwd=tmp_path,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "resia: unknown mode 'X': did you mean H or W or W+H?\n"
+    assert done.stderr == "resia: unknown mode 'X': did you mean H or W or W+H or best-of-n or random?\n"
 
 
 def test_a_worker_that_a_command_starts_logs_what_it_handles(capsys):

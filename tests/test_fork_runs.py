@@ -195,6 +195,7 @@ async def test_a_fork_that_sets_mode_h_drops_the_algorithm_that_its_parent_asked
         (f"{RUN}@1", ["mode=H", "training.rounds=2"], "mode H freezes the weights: leave training.rounds out"),
         (f"{RUN}@1", ["loop.patience_h=2"], "mode W freezes the harness: leave loop.patience_h out"),
         (f"{RUN}@1", ["engine.dtype=bfloat16"], "engine.dtype cannot change in a fork"),
+        (f"{RUN}@1", ["mode=random"], "mode random searches from generation 0: begin a run of its own"),
         (f"{RUN}@1", ["domain=other"], "domain cannot change in a fork"),
         (f"{RUN}@1", ["domain_options.search_items=4"], "domain_options cannot change in a fork"),
         (f"{RUN}@1", ["engine.model=nope"], "unknown asset 'nope'"),
@@ -230,7 +231,10 @@ def test_what_is_refused_leaves_every_log_as_it_was(say, store, args, words):
     [
         (["compare", "nope"], "unknown run 'nope'"),
         (["compare", f"{RUN}@1"], "cannot be used"),
-        (["compare"], "Missing"),
+        (["compare"], "compare needs the name of at least one run, or --arms to make some"),
+        (["compare", RUN, "--arms", "H,W"], f"--arms makes runs of its own: leave run '{RUN}' out"),
+        (["compare", RUN, "--workers", "task=2"], "--workers goes with --arms, which makes runs"),
+        (["compare", "--arms", "H,W", "--set", "loop.mode=H"], "--arms says which modes are run"),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(say, args, words):

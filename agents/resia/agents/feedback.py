@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from resia.events import (
+    BASELINES,
     CandidateAccepted,
     ControlFailed,
     ControlMeasured,
@@ -35,7 +36,8 @@ from resia.replay.diff import candidate_evaluations
 from resia.replay.state import Evaluation, RunState
 from resia.replay.verdicts import apply_verdict
 
-from . import policy, selection
+from . import baselines, policy, selection
+from .budgets import overdrawn, tokens_left
 from .ending import root_since_last, with_test, without_test
 from .judging import conclude
 from .landscape import measure
@@ -71,7 +73,7 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
             if event.iteration < state.iteration:
                 return []  # this candidate has had its verdict
             return _after_measurement(state, request, fact)
-        case EditFailed() | TrainingFailed():
+        case EditFailed() | TrainingFailed() | EvaluationCompleted(purpose="sampling"):
             return [] if event.iteration < state.iteration else _decision(state, request)
         case DecisionMade(action="stop"):
             return [] if request.parent is None else [without_test(state, event)]
@@ -105,8 +107,11 @@ def _after_measurement(state: RunState, request: RunRequested, fact: Fact) -> li
     concluded = conclude(state, request, champion, found, fact)
     if concluded.verdict is None:
         return list(concluded.asked)
-    after = apply_verdict(state, concluded.verdict)
-    return [concluded.verdict, *concluded.alarms, *_decision(after, request)]
+    verdict = concluded.verdict
+    if request.settings.loop.mode in BASELINES:
+        verdict = baselines.returned(verdict, found)
+    after = apply_verdict(state, verdict)
+    return [verdict, *concluded.alarms, *_decision(after, request)]
 
 
 def _measured(state: RunState) -> Evaluation | None:
@@ -130,6 +135,8 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
     """The one decision, with every input it was taken on, and the request that carries it out."""
     if state.champion is None:
         return [RunFailed("there is no champion to improve")]
+    if request.settings.loop.mode in BASELINES:
+        return baselines.decision(state, request, state.champion)
     settings, found = request.settings, state.evaluations[state.champion.evaluation]
     features = _features(state, request, found)
     trials = state.current_trials
@@ -159,7 +166,8 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
         data_suffice=selection.data_suffice(features, settings.selection),
         choice=choice,
         iterations_left=settings.loop.max_iterations - state.iteration,
-        tokens_left=settings.loop.token_budget - state.ledger.tokens,
+        tokens_left=tokens_left(state, settings),
+        overdrawn=overdrawn(state, settings),
     )
     trains = lever.action == "train_weights"
     rule, why = (choice.rule, choice.reason) if trains else (edits.rule, edits.reason)
@@ -225,7 +233,7 @@ def _features(state: RunState, request: RunRequested, found: Evaluation) -> Land
     lost = sum(low <= -request.settings.gate.retention_delta for low in lows)
     return measure(
         rollouts,
-        token_budget_left=max(request.settings.loop.token_budget - state.ledger.tokens, 0),
+        token_budget_left=max(tokens_left(state, request.settings), 0),
         update_tokens=max(round(mean_tokens * training.groups * training.group_size), 1),
         ess=1.0,
         kl_per_token=0.0,

@@ -24,7 +24,7 @@ from resia.events import (
 )
 from resia.replay.state import RunState
 
-from . import sources
+from . import answers, sources
 from .operators import CATALOGUE, SearchView, Seen, applicable
 
 HARNESS_MEDIA = "application/vnd.resia.harness+json"
@@ -60,9 +60,13 @@ def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
 
 
 def edit(state: RunState, fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
-    """Perform EditRequested: the first ranked operator that makes a harness which this run has not measured yet."""
+    """Perform EditRequested: the first ranked operator that makes a harness which this run has not measured yet, or a
+    baseline's search."""
     event = fact.event
     assert isinstance(event, EditRequested)
+    if not answers.SEARCHES.isdisjoint(event.operators):
+        yield [answers.edit(state, fact.envelope.id, event, domain, blobs)]
+        return
     yield [_edited(state, fact.envelope.id, event, domain, blobs)]
 
 

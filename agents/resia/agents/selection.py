@@ -103,12 +103,14 @@ def choose_lever(
     choice: Choice,
     iterations_left: int,
     tokens_left: int,
+    overdrawn: str = "",
 ) -> Lever:
     """Edit while patience lasts, then train while patience and data last, then stop; a spent budget stops first.
 
-    Failures are counted since the champion last changed. `choice` is what `choose_algorithm` would train.
+    Failures are counted since the champion last changed. `choice` is what `choose_algorithm` would train. `overdrawn`
+    says why the money or the time is spent, empty where it is not.
     """
-    spent = _spent(iterations_left, tokens_left)
+    spent = _spent(iterations_left, tokens_left) or overdrawn
     if spent:
         return Lever("stop", f"{LEVER_RULE}:0-budget", spent, {"edit_harness": spent, "train_weights": spent})
     doubled = format_failures >= settings.format_failures_doubles_patience

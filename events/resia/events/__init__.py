@@ -47,6 +47,7 @@ from .harness_value import (
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
 from .policy import Arm, LearnedPolicy, OperatorArm, Source, decode_policy
 from .run import (
+    BudgetSpent,
     Candidate,
     ControlFailed,
     ControlMeasured,
@@ -61,6 +62,7 @@ from .run import (
 )
 from .settings import (
     ALGORITHMS,
+    BASELINES,
     MODES,
     PERTURBATIONS,
     Algorithm,
@@ -70,6 +72,8 @@ from .settings import (
     LoopSettings,
     Mode,
     Perturbation,
+    Price,
+    PriceSettings,
     Probe,
     ProbeSettings,
     RunSettings,
@@ -92,6 +96,7 @@ from .trajectory import OUTVOTED, Message, ToolCall, Trajectory, Turn, decode_tr
 __all__ = [
     "ALGORITHMS",
     "ANCHORS",
+    "BASELINES",
     "COMPONENTS",
     "ENDINGS",
     "FORMAT_FAILURES",
@@ -107,6 +112,7 @@ __all__ = [
     "Arm",
     "Blob",
     "Blobs",
+    "BudgetSpent",
     "Candidate",
     "CandidateAccepted",
     "CandidateRejected",
@@ -152,6 +158,8 @@ __all__ = [
     "OperatorArm",
     "Parent",
     "Perturbation",
+    "Price",
+    "PriceSettings",
     "Probe",
     "ProbeAlarmed",
     "ProbeReport",

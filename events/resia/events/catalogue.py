@@ -19,6 +19,7 @@ from .evaluation import (
 from .harness import DraftFailed, EditFailed, EditRequested, HarnessDrafted, HarnessEdited
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
 from .run import (
+    BudgetSpent,
     ControlFailed,
     ControlMeasured,
     ControlRequested,
@@ -69,6 +70,7 @@ Event = (
     | ControlMeasured
     | ControlFailed
     | MessageQuarantined
+    | BudgetSpent
     | RunCompleted
     | RunFailed
 )
@@ -108,6 +110,7 @@ TYPES: dict[str, type[Event]] = {
     "control-measured": ControlMeasured,
     "control-failed": ControlFailed,
     "message-quarantined": MessageQuarantined,
+    "budget-spent": BudgetSpent,
     "run-completed": RunCompleted,
     "run-failed": RunFailed,
 }
@@ -126,13 +129,14 @@ ANCHORS: dict[type[Event], tuple[str, ...]] = {
     TrainingFailed: ("training",),
     TestUnsealed: (),
     MessageQuarantined: ("sequence",),
+    BudgetSpent: ("kind",),
     RunCompleted: (),
     RunFailed: (),
 }
 
 # Who may write what. Permissions keep a role to subjects of its own name; this keeps it to facts of its own kind.
 WRITERS: dict[str, frozenset[type[Event]]] = {
-    "user": frozenset({RunRequested}),
+    "user": frozenset({RunRequested, BudgetSpent}),
     "meta": frozenset({HarnessDrafted, DraftFailed}),
     "task": frozenset(
         {
@@ -156,6 +160,7 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
             CandidateUndecided,
             ProbeAlarmed,
             DecisionMade,
+            EvaluationRequested,
             EditRequested,
             HarnessEdited,
             EditFailed,

@@ -8,7 +8,7 @@ import msgspec
 
 from .settings import Algorithm, Probe
 
-Action = Literal["edit_harness", "train_weights", "stop"]
+Action = Literal["edit_harness", "train_weights", "sample", "stop"]
 
 
 class ProbeReport(msgspec.Struct, frozen=True):

@@ -1,5 +1,5 @@
 """Measuring a candidate: EvaluationRequested -> RolloutsRequested (shards) -> RolloutRecorded*, RolloutFailed*,
-ShardSampled -> EvaluationCompleted."""
+ShardSampled -> EvaluationCompleted. Purpose `sampling` draws more search rollouts of a candidate that is measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .blob import Blob
 from .run import Candidate
 from .settings import Perturbation, Split
 
-Purpose = Literal["candidate", "training", "test", "baseline", "probe"]
+Purpose = Literal["candidate", "training", "test", "baseline", "probe", "sampling"]
 # Decided in one place (agents/episode.py); an infrastructure failure is never one of these.
 Failure = Literal["wrong", "parse", "refusal", "truncation", "tool_error", "timeout", "sandbox_violation"]
 FORMAT_FAILURES: tuple[Failure, ...] = ("parse", "refusal", "truncation", "tool_error", "timeout")

@@ -35,7 +35,8 @@ class EditRequested(msgspec.Struct, frozen=True):
     """Edit the champion's harness with the first of `operators` (ranked) that changes it.
 
     `evaluation` names the evaluation whose search rollouts the proposer may see; `failures` counts classes there.
-    `scores` are the operators' where a policy ranked them; empty: the failures alone did.
+    `scores` are the operators' where a policy ranked them; empty: the failures alone did. `scorings`: the (answer,
+    search item) pairs that a baseline's search for one answer may score.
     """
 
     iteration: int
@@ -44,6 +45,7 @@ class EditRequested(msgspec.Struct, frozen=True):
     evaluation: str
     failures: dict[str, int]
     scores: dict[str, float] = {}
+    scorings: int = 0
 
 
 class HarnessEdited(msgspec.Struct, frozen=True):

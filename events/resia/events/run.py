@@ -1,5 +1,5 @@
-"""A run's beginning and end: RunRequested ... TestUnsealed, ControlRequested -> ControlMeasured | ControlFailed,
-RunCompleted | RunFailed."""
+"""A run's beginning and end: RunRequested ... (BudgetSpent) ... TestUnsealed, ControlRequested -> ControlMeasured |
+ControlFailed, RunCompleted | RunFailed."""
 
 from __future__ import annotations
 
@@ -106,6 +106,14 @@ class MessageQuarantined(msgspec.Struct, frozen=True):
     sequence: int
     leaf: str
     why: str
+
+
+class BudgetSpent(msgspec.Struct, frozen=True):
+    """A budget that only a clock can measure is spent: `spent` of `limit`, in seconds. Rules stop by this fact."""
+
+    kind: Literal["seconds"]
+    limit: float
+    spent: float
 
 
 class RunCompleted(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from msgspec import Meta
 from .ids import sha256
 
 Split = Literal["search", "validation", "test"]
-Mode = Literal["H", "W", "W+H"]
+Mode = Literal["H", "W", "W+H", "random", "best-of-n"]
 Proposer = Literal["operators", "llm"]
 Algorithm = Literal["ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo_gae", "grpo", "entropic", "reinforce_kl", "best_of_n", "dpo")
@@ -25,7 +25,9 @@ OFF_POLICY: frozenset[Algorithm] = frozenset({"best_of_n", "dpo"})
 Perturbation = Literal["paraphrase", "shuffle"]
 Probe = Literal["paraphrase", "shuffle", "verifier", "search-validation-gap"]
 PERTURBATIONS: tuple[Perturbation, ...] = ("paraphrase", "shuffle")
-MODES: tuple[Mode, ...] = ("H", "W", "W+H")
+MODES: tuple[Mode, ...] = ("H", "W", "W+H", "random", "best-of-n")
+# What a search without learning reaches at the same budget of tokens (docs/budgets.md).
+BASELINES: frozenset[Mode] = frozenset({"random", "best-of-n"})
 
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -35,13 +37,18 @@ NotNegative = Annotated[float, Meta(ge=0.0)]
 
 
 class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When to edit, train or stop (algorithms.md 4). Budgets count tokens and rounds, never seconds."""
+    """When to edit, train or stop (algorithms.md 4). No rule reads a clock: that the seconds are spent is a fact first.
+
+    Seconds are those in which a session follows the run; money is tokens at the run's own prices. None: no such limit.
+    """
 
     mode: Mode = "W+H"
     max_iterations: Positive = 12
     patience_h: Positive = 3
     patience_w: Positive = 2
     token_budget: Positive = 5_000_000
+    seconds_budget: Rate | None = None
+    money_budget: Rate | None = None
 
 
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -171,6 +178,21 @@ class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retries: Annotated[int, Meta(ge=0, le=20)] = 4
 
 
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a million tokens of one model cost."""
+
+    prompt: NotNegative = 0.0
+    completion: NotNegative = 0.0
+    training: NotNegative = 0.0
+
+
+class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Prices by the name of a model, as `engine.model` or a proposer names it; one that is not here costs nothing."""
+
+    currency: str = "USD"
+    models: dict[str, Price] = {}
+
+
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole request. `digest()` identifies it."""
 
@@ -186,6 +208,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: TrainingSettings = TrainingSettings()
     engine: EngineSettings = EngineSettings()
     llm: LlmSettings = LlmSettings()
+    price: PriceSettings = PriceSettings()
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of every field, defaults included."""

@@ -3,7 +3,8 @@
 `view` is what it is taken over, canonical and readable, so that two digests which differ can be compared. Everything
 is keyed by what it means (purpose, iteration, split, item, index, round), never by event id or number. Left out: ids,
 event numbers, Merkle roots, durations and speeds, `reused` marks, what an outside party said when a rollout failed,
-the lineage that names other runs, and messages that no event could be read from. Settings count by their own digest,
+the lineage that names other runs, messages that no event could be read from, that a clock said a budget is spent (the
+decision that stopped for it is here), and the ledger by cycle, whose sum is here. Settings count by their own digest,
 and a field at its default is not there, so a field that a later version adds leaves the digests of old logs as they
 are. Total on any state.
 """

@@ -33,6 +33,7 @@ from .wording import FEATURES, PROBES, RULES, score_text
 _ACTIONS: dict[Action, str] = {
     "edit_harness": "edit the harness",
     "train_weights": "train the weights",
+    "sample": "sample generation 0 again",
     "stop": "stop",
 }
 _LEVERS = {"draft": "the draft", "edit_harness": "edit", "train_weights": "training with"}
@@ -146,6 +147,10 @@ def _carried_out(state: RunState, decision: DecisionMade) -> list[str]:
     if decision.action == "train_weights":
         trainings = (t for t in state.trainings.values() if t.request.iteration == decision.iteration)
         return [f"Carried out: {_training(training)}." for training in trainings]
+    if decision.action == "sample":
+        asked = (e for e in state.evaluations.values() if e.request.purpose == "sampling")
+        found = [e for e in asked if e.request.iteration == decision.iteration]
+        return [f"Carried out: {len(e.rollouts)} of {_count(len(e.request.slots), 'rollout')} are in." for e in found]
     return ["Carried out: the sealed test was opened."] if state.unsealed else []
 
 
@@ -177,6 +182,8 @@ def _count(number: int, what: str) -> str:
 def _after(state: RunState, decision: DecisionMade) -> list[str]:
     if decision.action == "stop":
         return [_ending(state)]
+    if decision.action == "sample":
+        return []
     trials = [trial for trial in state.trials if trial.iteration == decision.iteration]
     lines = [f"What came of it: {_trial(trial)}" for trial in trials] or ["What came of it is not in the log yet."]
     lines += [_probe(report) for trial in trials if trial.gate for report in trial.gate.probes]

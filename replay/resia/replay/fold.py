@@ -16,6 +16,7 @@ from immutables import Map
 from resia.events import (
     OUTCOMES,
     AdapterTrained,
+    BudgetSpent,
     CandidateAccepted,
     CandidateRejected,
     CandidateUndecided,
@@ -54,6 +55,7 @@ from resia.events import (
     TrainingRequested,
 )
 
+from .ledger import Ledger, proposed
 from .state import DecisionAt, Evaluation, Origin, RunState, Training
 from .verdicts import apply_verdict, record_failed_trial
 
@@ -116,10 +118,10 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
         case RunRequested():
             return _replace(state, request=event, status="running")
         case HarnessDrafted():
-            state = _paid(state, event)
+            state = _charged(state, proposed(event))
             return _replace(state, harnesses=state.harnesses.set(event.harness.digest, event))
         case HarnessEdited():
-            return _apply_edit(_paid(state, event), event)
+            return _apply_edit(_charged(state, proposed(event)), event)
         case EvaluationRequested() | RolloutFailed() | ShardSampled() | EvaluationCompleted():
             return _apply_measurement(state, fact.envelope.id, event)
         case CandidateAccepted() | CandidateRejected() | CandidateUndecided():
@@ -128,7 +130,7 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _apply_decision(state, fact.sequence, event)
         case EditFailed():
             parent = state.champion.candidate.harness.digest if state.champion else ""
-            state = _apply_known(_paid(state, event), event.iteration, parent, event.known)
+            state = _apply_known(_charged(state, proposed(event)), event.iteration, parent, event.known)
             return record_failed_trial(state, event.iteration, "edit_harness", "+".join(event.operators), event.error)
         case TrainingRequested() | RoundRequested() | RoundTrained() | AdapterTrained():
             return _apply_training(state, fact.envelope.id, event)
@@ -148,7 +150,9 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
         case RunFailed():
             return _replace(state, ending=event, status="failed")
         case DraftFailed():
-            return _paid(state, event)
+            return _charged(state, proposed(event))
+        case BudgetSpent():
+            return _replace(state, overdrawn=state.overdrawn.set(event.kind, event))
         case EditRequested() | RolloutsRequested():
             return state
         case KernelSubmitted() | KernelBenchmarked() | KernelRejected() | MessageQuarantined():
@@ -176,19 +180,18 @@ def _add_origin(state: RunState, digest: str, origin: Origin) -> RunState:
     return _replace(state, origins=state.origins.set(digest, (*state.origins.get(digest, ()), origin)))
 
 
-def _paid(state: RunState, event: HarnessDrafted | HarnessEdited | DraftFailed | EditFailed) -> RunState:
-    """What a model behind an endpoint was asked and said counts like any other token."""
-    ledger = _replace(
-        state.ledger,
-        prompt_tokens=state.ledger.prompt_tokens + event.prompt_tokens,
-        completion_tokens=state.ledger.completion_tokens + event.completion_tokens,
-    )
-    return _replace(state, ledger=ledger)
-
-
 def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:
     """The first event that made a harness names its parent; a later equal one is the same harness."""
     return map_ if key in map_ else map_.set(key, value)
+
+
+def _charged(state: RunState, spent: Ledger) -> RunState:
+    """`spent` in all, and in the cycle of the last decision."""
+    if spent == Ledger():
+        return state
+    number = state.iteration
+    cycles = state.cycles.set(number, state.cycles.get(number, Ledger()).plus(spent))
+    return _replace(state, ledger=state.ledger.plus(spent), cycles=cycles)
 
 
 def _rooted(state: RunState, root_to: int) -> RunState:
@@ -214,8 +217,7 @@ def _apply_measurement(state: RunState, event_id: str, event: Measurement) -> Ru
                 evaluation_order=(*state.evaluation_order, event_id),
             )
         case RolloutFailed():
-            ledger = _replace(state.ledger, failed_rollouts=state.ledger.failed_rollouts + 1)
-            state = _replace(state, ledger=ledger)
+            state = _charged(state, Ledger(failed_rollouts=1))
             found = state.evaluations.get(event.evaluation)
             if found is None:
                 return state
@@ -236,8 +238,7 @@ def _add_rollouts(state: RunState, stretch: Sequence[Fact]) -> RunState:
         rollouts.setdefault(event.evaluation, {})[event_id] = event
         if event.answer and not event.reused and (key := (event.item, event.answer)) not in scores:
             scores[key] = event_id
-    ledger = _replace(state.ledger, rollouts=state.ledger.rollouts + len(stretch))
-    state = _replace(state, ledger=ledger, scores=scores.finish())
+    state = _charged(_replace(state, scores=scores.finish()), Ledger(rollouts=len(stretch)))
     for request, added in rollouts.items():
         if request in state.evaluations:
             state = _set_evaluation(state, request, rollouts=state.evaluations[request].rollouts.update(added))
@@ -259,12 +260,7 @@ def _add_steps(state: RunState, stretch: Sequence[Fact]) -> RunState:
 
 
 def _add_shard(state: RunState, event: ShardSampled) -> RunState:
-    ledger = _replace(
-        state.ledger,
-        prompt_tokens=state.ledger.prompt_tokens + event.prompt_tokens,
-        completion_tokens=state.ledger.completion_tokens + event.completion_tokens,
-    )
-    state = _replace(state, ledger=ledger)
+    state = _charged(state, Ledger(prompt_tokens=event.prompt_tokens, completion_tokens=event.completion_tokens))
     if event.evaluation in state.evaluations:
         shards = state.evaluations[event.evaluation].shards.set(event.shard, event.shards)
         return _set_evaluation(state, event.evaluation, shards=shards)
@@ -287,9 +283,8 @@ def _apply_training(state: RunState, event_id: str, event: TrainingFact) -> RunS
             asked = found.asked if found else Map()
             return _set_training(state, event.training, asked=asked.set(event.round, event_id))
         case RoundTrained():
-            ledger = _replace(state.ledger, training_tokens=state.ledger.training_tokens + event.tokens)
             found = state.trainings.get(event.training)
-            state = _replace(state, ledger=ledger)
+            state = _charged(state, Ledger(training_tokens=event.tokens))
             return _set_training(state, event.training, rounds=(*(found.rounds if found else ()), event))
         case AdapterTrained():
             state = _replace(state, adapters=_keep_first(state.adapters, event.adapter.digest, event))

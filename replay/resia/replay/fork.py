@@ -27,7 +27,8 @@ def parent_of(first: Logged) -> Parent | None:
 def inherit(state: RunState) -> RunState:
     """What a child begins with: the parent's state at the fork, numbered anew.
 
-    Decisions of the parent are at number 0: they fence nothing in the child's own stream.
+    Decisions of the parent are at number 0: they fence nothing in the child's own stream. Tokens and money go on from
+    the parent's; seconds begin anew, as only whoever follows a run counts them.
     """
     return msgspec.structs.replace(
         state,
@@ -37,6 +38,7 @@ def inherit(state: RunState) -> RunState:
         leaves=Map(),
         root_to=0,
         ending=None,
+        overdrawn=Map(),
     )
 
 

@@ -20,6 +20,7 @@ from resia.events import (
 )
 
 from .diff import adapter_lineage, candidate_evaluations, harness_lineage
+from .ledger import Cycle, Ledger, cycle, money
 from .state import Evaluation, Lever, Outcome, RunState, Status, Trial
 from .verdicts import tried
 
@@ -62,7 +63,8 @@ class Summary(msgspec.Struct, frozen=True):
     `controls_error` says why there are no controls, empty where there are or where they were not asked for.
     `failed_rollouts` counts every loss to infrastructure, also of what was then asked for again and had.
     `coverage` has the share of the rollouts asked for that were scored, by the name of the score, where it is below 1.
-    `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's.
+    `parent` is the RUN@K that a fork went on from; a fork's costs and trials go on from its parent's. `money` is the
+    tokens at the run's own prices, in `currency`; 0 where it has none. `cycles` add up to the costs.
     """
 
     status: Status
@@ -84,6 +86,9 @@ class Summary(msgspec.Struct, frozen=True):
     failed_rollouts: int
     tokens: int
     parent: str | None
+    money: float
+    currency: str
+    cycles: tuple[Cycle, ...]
     coverage: dict[str, float] = {}
 
 
@@ -120,6 +125,20 @@ def summary(state: RunState) -> Summary:
         tokens=state.ledger.tokens,
         parent=_parent(state),
         coverage=_coverage(state, baseline, champion),
+        money=money(state.ledger, state.request.settings) if state.request else 0.0,
+        currency=state.request.settings.price.currency if state.request else "",
+        cycles=cycles(state),
+    )
+
+
+def cycles(state: RunState) -> tuple[Cycle, ...]:
+    """What each cycle cost, from generation 0 to the last decision's, whether it gave a candidate or not."""
+    if state.request is None:
+        return ()
+    settings, actions = state.request.settings, [at.decision.action for at in state.decisions]
+    return tuple(
+        cycle(number, actions[number - 1] if number else "draft", state.cycles.get(number, Ledger()), settings)
+        for number in range(len(actions) + 1)
     )
 
 

@@ -14,6 +14,7 @@ from immutables import Map
 
 from resia.events import (
     AdapterTrained,
+    BudgetSpent,
     Candidate,
     Component,
     ControlFailed,
@@ -37,6 +38,8 @@ from resia.events import (
     TrainingFailed,
     TrainingRequested,
 )
+
+from .ledger import Ledger
 
 Status = Literal["empty", "running", "completed", "failed"]
 Outcome = Literal["accepted", "rejected", "undecided", "failed"]
@@ -115,20 +118,6 @@ class Origin(msgspec.Struct, frozen=True):
     measured: bool = True
 
 
-class Ledger(msgspec.Struct, frozen=True):
-    """What the run has spent, in the units that decide things: rollouts and tokens."""
-
-    rollouts: int = 0
-    failed_rollouts: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    training_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens + self.training_tokens
-
-
 class DecisionAt(NamedTuple):
     """A decision and its event number."""
 
@@ -159,6 +148,8 @@ class RunState(msgspec.Struct, frozen=True):
     controls_asked: bool = False
     ending: RunCompleted | RunFailed | None = None
     ledger: Ledger = Ledger()
+    cycles: Map[int, Ledger] = Map()  # by the decisions taken before; their sum is the ledger
+    overdrawn: Map[str, BudgetSpent] = Map()  # budgets that a clock said are spent, by kind
     scores: Map[tuple[str, str], str] = Map()  # (item, answer) -> id of the rollout that was scored
     settled: Map[str, None] = Map()  # requests that have their outcome
     skipped: tuple[int, ...] = ()  # numbers of messages that are no events

@@ -19,7 +19,7 @@ def score_text(mean: float | None, coverage: float | None = None, digits: int = 
 
 
 RULES: Mapping[str, str] = {
-    "select-lever/1:0-budget": "no iterations or no tokens are left, so the run stops",
+    "select-lever/1:0-budget": "a budget of iterations, tokens, money or seconds is spent, so the run stops",
     "select-lever/1:1-edit-harness": "fewer edits failed than patience allows and one is untried, so the harness is "
     "edited",
     "select-lever/1:2-train-weights": "no edit is left to make, fewer updates failed than patience allows and there is "
@@ -44,6 +44,10 @@ RULES: Mapping[str, str] = {
     "select-algorithm/1:9-none": "every algorithm is masked or has too little to learn from",
     "learned-operators/1:rank": "operators are ranked by what they are meant for, shrunk toward what past runs "
     "measured",
+    "baseline/1:0-budget": "a budget of tokens, money or seconds is spent, so the run stops before its search",
+    "baseline/1:1-sample": "this run learns nothing: it samples generation 0 while its tokens last",
+    "baseline/1:2-search": "this run learns nothing: one answer for every item is chosen on the search items",
+    "baseline/1:3-stop": "this run learns nothing: its answer is judged, so it stops",
     "learned-algorithm/1:draw": "a policy that was learned from past runs draws from what is not masked",
 }
 

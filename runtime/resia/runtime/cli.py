@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from resia.events.errors import ResiaError, UnknownName, UsageError
+from resia.events.errors import ResiaError, UsageError
 
-from . import cli_doctor, cli_fork, cli_log, cli_policy, cli_replay, cli_serve, cli_worker
+from . import cli_doctor, cli_estimate, cli_fork, cli_log, cli_policy, cli_replay, cli_serve, cli_worker
 from .cli_options import (
     DONE,
     FAILED,
@@ -32,6 +32,19 @@ from .cli_options import (
     say,
     show,
 )
+from .cli_settings import (
+    AlgorithmOption,
+    ConfigOption,
+    DomainOption,
+    ModeOption,
+    PolicyOption,
+    SeedOption,
+    SetOption,
+    WorkersOption,
+    overrides,
+    requested,
+    show_estimate,
+)
 from .cli_watch import ended, exit_code, watched
 
 app = typer.Typer(
@@ -46,7 +59,7 @@ assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
-for group in (cli_doctor, cli_replay, cli_fork, cli_log, cli_policy, cli_worker, cli_serve):
+for group in (cli_doctor, cli_estimate, cli_replay, cli_fork, cli_log, cli_policy, cli_worker, cli_serve):
     group.register(app)
 
 
@@ -75,17 +88,16 @@ def main(args: list[str] | None = None) -> int:
 @app.command()
 def run(
     name: Annotated[str | None, typer.Option("--run", help="Name of the run; default: domain, mode and seed.")] = None,
-    domain: Annotated[str | None, typer.Option(help="The problem to improve on.")] = None,
-    mode: Annotated[str | None, typer.Option(help="H edits the harness, W trains weights, W+H does both.")] = None,
-    algorithm: Annotated[str | None, typer.Option(help="Train with this one only; default: the rules choose.")] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="Choose algorithms and edits by this file of resia policy fit.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything sampled derives from it.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings as TOML.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value.")] = None,
-    workers: Annotated[list[str] | None, typer.Option(help="Processes of a role, as task=2.")] = None,
+    domain: DomainOption = None,
+    mode: ModeOption = None,
+    algorithm: AlgorithmOption = None,
+    policy: PolicyOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    workers: WorkersOption = None,
     resume: Annotated[str | None, typer.Option(help="Continue this interrupted run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would spend, and begin nothing.")] = False,
     port: Annotated[int | None, typer.Option(help="Port of the embedded server; default: a free one.")] = None,
     unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
     store: StoreOption = STORE,
@@ -98,38 +110,23 @@ def run(
     from .session import Session, parse_workers
     from .store import Store
 
-    chosen = {"domain": domain, "loop.mode": mode, "algorithm": algorithm, "seed": seed}
-    _check_names(chosen)
-    overrides = [*(f"{k}={_toml(v)}" for k, v in chosen.items() if v is not None), *(set_ or [])]
-    if resume is not None and (overrides or config or name or policy):
+    changes = overrides({"domain": domain, "loop.mode": mode, "algorithm": algorithm, "seed": seed}, set_)
+    if resume is not None and (changes or config or name or policy or dry_run):
         raise UsageError(
-            "--resume goes on with the run's own settings: leave --run, --config, --policy and settings out"
+            "--resume goes on with the run's own settings: leave --run, --config, --policy, --dry-run and settings out"
         )
-    settings = None if resume else load_settings(config, overrides)
-    named = resume or name or _default_name(settings)
-    session = Session(named, settings, Store(store, nats), parse_workers(workers or []), cache, port, unsafe_local)
+    settings = None if resume else load_settings(config, changes)
+    there, processes = Store(store, nats), parse_workers(workers or [])
+    if dry_run and settings is not None:
+        requested(settings, policy, cache)
+        return show_estimate(settings, there, cache, json)
+    session = Session(resume or name or _default_name(settings), settings, there, processes, cache, port, unsafe_local)
     if policy is not None and settings is not None:
-        from .policies import pinned
-
-        session = session._replace(settings=None, request=pinned(settings, policy, cache))
+        session = session._replace(settings=None, request=requested(settings, policy, cache))
     state, result = watched(session)
     if json:
         emit(ended(session.run, result))
     return exit_code(state)
-
-
-def _check_names(chosen: dict[str, Any]) -> None:
-    """Closed lists are checked here, where the nearest valid names can be offered."""
-    from resia.domains.registry import domain_names
-    from resia.events.settings import ALGORITHMS, MODES
-
-    for key, valid in (("domain", domain_names()), ("loop.mode", MODES), ("algorithm", ALGORITHMS)):
-        if chosen[key] is not None and chosen[key] not in valid:
-            raise UnknownName(key.rpartition(".")[2], str(chosen[key]), valid)
-
-
-def _toml(value: object) -> str:
-    return str(value) if isinstance(value, int) else f'"{value}"'
 
 
 def _default_name(settings: Any) -> str:

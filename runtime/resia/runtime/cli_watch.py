@@ -17,7 +17,7 @@ def watched(session: Session) -> tuple[RunState, Summary]:
     """See the run to its end, with progress and its table on standard error."""
     from resia.replay.report import rows, summary
 
-    from .console import View, table
+    from .console import View, cost_table, table
     from .session import launch
 
     view = View(session.run)
@@ -25,6 +25,7 @@ def watched(session: Session) -> tuple[RunState, Summary]:
         state: RunState = run_async(launch(session, view.watch()))
     result = summary(state)
     view.console.print(table(rows(state), view.console.width))
+    view.console.print(cost_table(result))
     view.console.print(f"{result.status}: {result.reason}", highlight=False, markup=False, soft_wrap=True)
     return state, result
 

@@ -84,7 +84,7 @@ async def compare_view(store: Store, runs: Sequence[str]) -> Shown:
     """The comparison of `runs` (each once) as lines and as a table."""
     names = list(dict.fromkeys(runs))
     if not names:
-        raise UsageError("compare needs the name of at least one run")
+        raise UsageError("compare needs the name of at least one run, or --arms to make some")
     async with opened(store) as bus:
         for name in names:
             await require_whole(store, bus, name)
@@ -220,7 +220,7 @@ def _why_none(end: RunState, decisions: Sequence[DecisionAt], trials: Sequence[T
 
 # -- showing -----------------------------------------------------------------------------------------------------
 
-_LEVERS: dict[Action, str] = {"edit_harness": "edit", "train_weights": "train", "stop": "stop"}
+_LEVERS: dict[Action, str] = {"edit_harness": "edit", "train_weights": "train", "sample": "sample", "stop": "stop"}
 _LEFT = ("run", "since then", "effect", "gate")
 
 

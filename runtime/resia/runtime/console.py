@@ -28,6 +28,7 @@ from resia.events import (
     StepTrained,
     TrainingFailed,
 )
+from resia.replay.ledger import Cycle
 from resia.replay.report import Row, Summary, rows
 from resia.replay.state import RunState
 from resia.replay.wording import score_text
@@ -204,6 +205,57 @@ def _cells(row: Row) -> dict[str, RenderableType]:
         "effect": "" if row.effect is None else f"{row.effect:+.2f} [{row.ci_low:+.2f}, {row.ci_high:+.2f}]",
         "answers": str(row.distinct_answers),
         "tokens": f"{row.tokens / 1000:.0f}k",
+    }
+
+
+_CYCLES = {
+    "draft": "draft",
+    "edit_harness": "edit",
+    "train_weights": "train",
+    "sample": "sample",
+    "stop": "sealed test",
+}
+
+
+def cost_table(summary: Summary) -> Table:
+    """What each cycle cost: rollouts, tokens by kind, and money where the run has prices."""
+    kinds = [
+        "prompt",
+        "completion",
+        "training",
+        *(["proposer"] if any(c.proposer_tokens for c in summary.cycles) else []),
+    ]
+    names = ["it", "cycle", "rollouts", *kinds, "tokens", *([summary.currency] if summary.money else [])]
+    view = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for name in names:
+        view.add_column(name, justify="left" if name == "cycle" else "right")
+    for cycle in summary.cycles:
+        cells = _costs(cycle, summary.currency)
+        view.add_row(*(cells[name] for name in names))
+    total = _costs(_total(summary.cycles), summary.currency)
+    view.add_row(*({**total, "it": "", "cycle": "in all"}[name] for name in names), style="bold")
+    return view
+
+
+def _total(cycles: tuple[Cycle, ...]) -> Cycle:
+    def added(name: str) -> Any:
+        return sum(getattr(cycle, name) for cycle in cycles)
+
+    return Cycle(0, "draft", *(added(name) for name in Cycle.__struct_fields__[2:]))
+
+
+def _costs(cycle: Cycle, currency: str) -> dict[str, str]:
+    lost = f" (+{cycle.failed_rollouts} lost)" if cycle.failed_rollouts else ""
+    return {
+        "it": str(cycle.iteration),
+        "cycle": _CYCLES[cycle.action],
+        "rollouts": f"{cycle.rollouts:,}{lost}",
+        "prompt": f"{cycle.prompt_tokens:,}",
+        "completion": f"{cycle.completion_tokens:,}",
+        "training": f"{cycle.training_tokens:,}",
+        "proposer": f"{cycle.proposer_tokens:,}",
+        "tokens": f"{cycle.tokens:,}",
+        currency: f"{cycle.money:.4f}",
     }
 
 

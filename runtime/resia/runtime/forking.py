@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from resia.events import ALGORITHMS, Algorithm, Fact, Parent, RunRequested, RunSettings
+from resia.events import ALGORITHMS, BASELINES, Algorithm, Fact, Parent, RunRequested, RunSettings
 from resia.events.errors import BlobError, Tampered, UsageError
 from resia.events.settings import Mode
 from resia.events.subjects import check_run
@@ -169,6 +169,8 @@ def _settings(moment: Moment, changes: Sequence[Change]) -> RunSettings:
     """The parent's settings with the changes; UsageError for one that the mode has no use for."""
     settings = load_settings(None, [change.text for change in changes], moment.request.settings)
     mode = settings.loop.mode
+    if mode in BASELINES:
+        raise UsageError(f"mode {mode} searches from generation 0: begin a run of its own with resia run --mode {mode}")
     for change in changes:
         if any(change.name == name or change.name.startswith(f"{name}.") for name in UNUSED.get(mode, ())):
             raise UsageError(f"mode {mode} {FREEZES[mode]}: leave {change.name} out, or set another mode")

@@ -13,7 +13,7 @@ import msgspec
 
 from resia.agents.experience import Experience, Situation, by_policy, by_rules, experience, fit, unit_gain, without
 from resia.agents.offpolicy import Drawn, Estimate, estimate
-from resia.events import LearnedPolicy, RunRequested, RunSettings, decode_policy
+from resia.events import BASELINES, LearnedPolicy, RunRequested, RunSettings, decode_policy
 from resia.events.errors import UsageError
 
 from .reading import present_state
@@ -138,6 +138,8 @@ def pinned(settings: RunSettings, path: Path, cache: Path | None) -> RunRequeste
     ranks = bool(policy.operators) and settings.loop.mode != "W"
     if settings.algorithm is not None and not ranks:
         raise UsageError(f"algorithm {settings.algorithm} leaves a policy nothing to choose: leave one of them out")
+    if settings.loop.mode in BASELINES:
+        raise UsageError(f"mode {settings.loop.mode} trains nothing: leave --policy out, or take mode W or W+H")
     if settings.loop.mode == "H" and not ranks:
         raise UsageError(
             "mode H freezes the weights: leave --policy out, fit it from runs with edits, or take mode W or W+H"

@@ -13,10 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resia.events import Fact, Logged, RunRequested, RunSettings
+import msgspec
+
+from resia.events import BASELINES, Fact, Logged, RunRequested, RunSettings
 from resia.events.codec import MAX_EVENT_BYTES
 from resia.events.errors import BusError, UnknownName, UsageError
 from resia.events.settings import Split
+from resia.replay.ledger import price
 from resia.replay.state import RunState
 
 from .bus import BATCH_LIMIT, Bus, connect
@@ -24,6 +27,7 @@ from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
 from .server import Access
+from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
 from .tenancy import Serving
@@ -108,7 +112,10 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         raise UnknownName("algorithm (of those built)", settings.algorithm, FEASIBLE)
     if settings.algorithm is not None and settings.loop.mode == "H":
         raise UsageError(f"mode H freezes the weights: leave algorithm {settings.algorithm} out, or take mode W or W+H")
+    if settings.algorithm is not None and settings.loop.mode in BASELINES:
+        raise UsageError(f"mode {settings.loop.mode} trains nothing: leave algorithm {settings.algorithm} out")
     check_proposer(settings)
+    _check_prices(settings)
     folder = model_folder(settings.engine, cache)
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
@@ -132,6 +139,17 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         domain.spec.binary,
         perturbations=offered(domain),
         verifier=domain.spec.verifier,
+    )
+
+
+def _check_prices(settings: RunSettings) -> None:
+    """A budget of money that nothing is charged to would never be spent."""
+    budget, model = settings.loop.money_budget, settings.engine.model
+    if budget is None or any(msgspec.structs.astuple(price(settings, model))):
+        return
+    raise UsageError(
+        f"loop.money_budget is {budget:g} {settings.price.currency}, and price.models has no price of model '{model}':"
+        " set one, or leave the budget out"
     )
 
 
@@ -168,6 +186,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     if request is not None:
         await bus.create_run(session.run)
         witness.forget()
+        forget_seconds(session.store, session.run)
         clerk = Clerk(session.run, "user", "cli", package_version(), time.time)
         await bus.append(session.run, [clerk.genesis(request)])
         return request.settings
@@ -196,6 +215,7 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
         asyncio.create_task(follower.follow(on_fact)),
         asyncio.create_task(_relay(bus, session.run, watch.live)),
         asyncio.create_task(_guard_disk(session)),
+        asyncio.create_task(guard_seconds(bus, session.run, session.store, settings.loop.seconds_budget, follower)),
         asyncio.create_task(_guard_server(log, watch, lambda: witness.check(bus, session.run))),
         *(asyncio.create_task(supervisor.keep(c)) for c in _configs(log.access, session)),
     ]

@@ -65,6 +65,11 @@ class Store(NamedTuple):
     def workers(self) -> Path:
         return self.folder / "workers"
 
+    @property
+    def seconds(self) -> Path:
+        """Seconds counted for runs with such a budget, a file a run."""
+        return self.folder / "seconds"
+
 
 def address(nats: str) -> str:
     """A server's address without who asks."""

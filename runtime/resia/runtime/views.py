@@ -12,7 +12,7 @@ from resia.events.errors import UsageError
 from resia.replay.diff import Diff, diff
 from resia.replay.explain import explain, parse_run_ref
 from resia.replay.memory import tried_edits
-from resia.replay.report import rows, summary
+from resia.replay.report import Summary, rows, summary
 from resia.replay.wording import score_text
 
 from .protocol import RunEntry
@@ -44,16 +44,16 @@ def _kept(entry: RunEntry) -> str:
 
 async def status_view(store: Store, run: str) -> Shown:
     """The table of what was tried, alarms, cost, the memory of edits, and controls."""
-    from .console import controls_table, table
+    from .console import controls_table, cost_table, table
     from .edits_table import edits_table
 
     state = await state_of(store, run)
     result, tried, edits = summary(state), rows(state), tried_edits(state)
     alarms = [f"alarm: {a.probe}: {a.detail}" for a in state.alarms]
-    cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens"
+    cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens{_money(result)}"
     about = f"{run} (fork of {result.parent})" if result.parent else run
     head = f"{about}: {result.status}{f': {result.reason}' if result.reason else ''}"
-    parts: list[RenderableType] = [head, table(tried, Console().width), *alarms, cost]
+    parts: list[RenderableType] = [head, table(tried, Console().width), *alarms, cost, cost_table(result)]
     if edits:
         parts.append(edits_table(edits, Console().width))
     if result.controls:
@@ -63,6 +63,10 @@ async def status_view(store: Store, run: str) -> Shown:
     listed = {"candidates": msgspec.to_builtins(tried), "edits": msgspec.to_builtins(edits)}
     line = {"run": run, **msgspec.to_builtins(result), **listed}
     return Shown((line,), tuple(parts))
+
+
+def _money(result: Summary) -> str:
+    return f", {result.money:.4f} {result.currency}" if result.money else ""
 
 
 async def explain_view(store: Store, ref: str) -> Shown:
