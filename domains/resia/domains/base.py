@@ -38,7 +38,8 @@ class Reference(msgspec.Struct, frozen=True):
 class TaskSpec(msgspec.Struct, frozen=True):
     """What Meta drafts generation 0 from. `objective` 'max': only the best rollout counts in the end; `ordinal`:
     rewards only rank; `binary`: they are 0 or 1. `steps`: the most answers of a rollout; over 1 the domain is
-    `Stepwise`."""
+    `Stepwise`. `metric`: what of `Score.metrics` the reward is made of, empty where it is no one number; a reward never
+    falls when the metric goes `direction`."""
 
     name: str
     instruction: str
@@ -50,6 +51,8 @@ class TaskSpec(msgspec.Struct, frozen=True):
     ordinal: bool = False
     binary: bool = False
     steps: int = 1
+    metric: str = ""
+    direction: Literal["up", "down"] = "up"
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -123,6 +126,25 @@ class Stepwise(Domain, Protocol):
     def score_steps(self, item: str, answers: Sequence[Answer]) -> Score:
         """The score of a whole rollout, with as many `steps` as `answers`, or none."""
         ...
+
+
+class Inside(msgspec.Struct, frozen=True):
+    """What only the scorer knows of an item, told to the admission tests and to nobody else.
+
+    `gold`: a right answer, None where none is known. `secrets`: texts that no agent may be shown with the item.
+    `parts`: what the item is made of, such as its cells or its text; no part may be in two splits. Empty: its prompt.
+    """
+
+    gold: dict[str, Value] | None = None
+    secrets: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class Inspected(Domain, Protocol):
+    """A domain that lets the admission tests see more than an agent sees. Nothing that an agent runs asks for it."""
+
+    def inside(self, item: str) -> Inside: ...
 
 
 def following(domain: Domain, item: str, answers: Sequence[Answer]) -> str | None:

@@ -15,7 +15,7 @@ import typer
 
 from resia.events.errors import ResiaError, UnknownName, UsageError
 
-from . import cli_fork, cli_log, cli_policy, cli_replay, cli_worker
+from . import cli_fork, cli_log, cli_policy, cli_replay, cli_task, cli_worker
 from .cli_options import (
     DONE,
     FAILED,
@@ -46,7 +46,7 @@ assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
-for group in (cli_replay, cli_fork, cli_log, cli_policy, cli_worker):
+for group in (cli_replay, cli_fork, cli_log, cli_policy, cli_task, cli_worker):
     group.register(app)
 
 
@@ -75,7 +75,7 @@ def main(args: list[str] | None = None) -> int:
 @app.command()
 def run(
     name: Annotated[str | None, typer.Option("--run", help="Name of the run; default: domain, mode and seed.")] = None,
-    domain: Annotated[str | None, typer.Option(help="The problem to improve on.")] = None,
+    domain: Annotated[str | None, typer.Option(help="The problem to improve on: a name, or FILE.py.")] = None,
     mode: Annotated[str | None, typer.Option(help="H edits the harness, W trains weights, W+H does both.")] = None,
     algorithm: Annotated[str | None, typer.Option(help="Train with this one only; default: the rules choose.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Draw algorithms by this file of resia policy fit.")] = None,
@@ -118,10 +118,13 @@ def run(
 
 def _check_names(chosen: dict[str, Any]) -> None:
     """Closed lists are checked here, where the nearest valid names can be offered."""
+    from resia.domains.files import is_file
     from resia.domains.registry import domain_names
     from resia.events.settings import ALGORITHMS, MODES
 
     for key, valid in (("domain", domain_names()), ("loop.mode", MODES), ("algorithm", ALGORITHMS)):
+        if key == "domain" and is_file(str(chosen[key])):
+            continue
         if chosen[key] is not None and chosen[key] not in valid:
             raise UnknownName(key.rpartition(".")[2], str(chosen[key]), valid)
 
@@ -132,7 +135,8 @@ def _toml(value: object) -> str:
 
 def _default_name(settings: Any) -> str:
     mode = settings.loop.mode.replace("+", "")
-    return f"{settings.domain}-{mode}-{settings.seed}".lower()
+    problem = Path(settings.domain).stem if settings.domain.endswith(".py") else settings.domain
+    return f"{problem}-{mode}-{settings.seed}".lower()
 
 
 @app.command()

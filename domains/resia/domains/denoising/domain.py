@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from resia.domains.base import Answer, Item, Score, TaskSpec, Value
+from resia.domains.base import Answer, Inside, Item, Score, TaskSpec, Value
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
@@ -98,6 +98,13 @@ class Denoising:
             return Score(0.0, False, "wrong", verdict.fault, metrics)
         detail = f"audited {verdict.audited:.3f}, reference {reference:.3f}"
         return Score(verdict.audited, verdict.audited > reference, None, detail, metrics)
+
+    def inside(self, item: str) -> Inside:
+        """The item's cells by content. What is held out of them is a matrix that no text shows."""
+        counts, cells = self._counts, self._problems[item].cells
+        spans = (slice(counts.indptr[row], counts.indptr[row + 1]) for row in cells)
+        parts = (counts.indices[span].tobytes() + counts.data[span].tobytes() for span in spans)
+        return Inside(parts=frozenset(sha256(part) for part in parts))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         found = controls.random_search(self._search_mean, len(self._items["search"]), budget, seed)
