@@ -127,7 +127,9 @@ def test_known_scores_on_real_counts():
     per_count = np.array([10_000.0 / halves.test.sum(1).mean()])
     pooled = np.interp(np.log1p(means), grid, np.expm1(log_mean(np.expm1(grid), per_count)))
     assert judge.verdict(pooled.astype(np.float32)).audited == pytest.approx(0.37, abs=0.01)
-    assert judge.verdict(pooled * 1e-3).published == pytest.approx(0.367, abs=0.01)
+    shrunk = judge.verdict(pooled * 1e-3)
+    assert shrunk.published == pytest.approx(0.367, abs=0.01)
+    assert shrunk.audited == pytest.approx(judge.verdict(pooled).audited, abs=1e-5)
     corrected = judge.verdict(magic.denoise(Config(5, 3, "rev", True, True, False)))
     assert corrected.audited == pytest.approx(0.404, abs=0.01)
     assert corrected.published == 0.0

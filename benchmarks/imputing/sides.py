@@ -1,5 +1,5 @@
-"""MAGIC by three hands, each in a process of its own: resia's, one written plainly with common libraries, and its
-authors' package (`magic-impute`), which may live in an environment of another Python.
+"""MAGIC by three hands, each in a process of its own: resia's, one written plainly with common libraries (with exact
+and with randomised components), and its authors' package (`magic-impute`), in an environment of another Python.
 
     python sides.py SIDE HALVES.npz OUT REPEATS
 
@@ -13,7 +13,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ def ours() -> Callable[[Matrix], Matrix]:
     return lambda train: Magic(train, 0.1).denoise(Config(KNN, STEPS, "rev", False, False, False))
 
 
-def plain() -> Callable[[Matrix], Matrix]:
+def plain(solver: str = "full") -> Callable[[Matrix], Matrix]:
     """The definition with scikit-learn's PCA and neighbours and scipy's sparse matrices."""
     from scipy import sparse
     from sklearn.decomposition import PCA
@@ -43,7 +45,7 @@ def plain() -> Callable[[Matrix], Matrix]:
 
     def denoise(train: Matrix) -> Matrix:
         values, size = _rooted(train.astype(np.float64))
-        scores = PCA(COMPONENTS, svd_solver="full").fit_transform(values)
+        scores = PCA(COMPONENTS, svd_solver=solver, random_state=0).fit_transform(values)
         near = NearestNeighbors(n_neighbors=3 * KNN + 1).fit(scores)
         distances, others = near.kneighbors(scores)
         kernel = np.exp(-distances / distances[:, [KNN]])
@@ -72,7 +74,13 @@ def authors() -> Callable[[Matrix], Matrix]:
     return denoise
 
 
-SIDES: dict[str, Callable[[], Callable[[Matrix], Matrix]]] = {"resia": ours, "plain": plain, "authors": authors}
+SIDES: dict[str, Callable[[], Callable[[Matrix], Matrix]]] = {
+    "resia": ours,
+    "plain": plain,
+    "randomised": partial(plain, "randomized"),  # as the authors' package finds its components
+    "authors": authors,
+}
+PACKAGES = {"resia": "resia", "plain": "scikit-learn", "randomised": "scikit-learn", "authors": "magic-impute"}
 
 
 def main(side: str, halves: str, out: str, repeats: int) -> None:
@@ -84,7 +92,9 @@ def main(side: str, halves: str, out: str, repeats: int) -> None:
         spent.append((time.perf_counter() - wall, time.process_time() - processor))
     np.save(out, answer)
     fastest = min(spent)
-    sys.stdout.write(json.dumps({"wall_s": round(fastest[0], 3), "processor_s": round(fastest[1], 3)}) + "\n")
+    package = f"{PACKAGES[side]} {version(PACKAGES[side])}"
+    result = {"package": package, "wall_s": round(fastest[0], 3), "processor_s": round(fastest[1], 3)}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ answer) pair, and the domain's fixed controls.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Trial(NamedTuple):
-    """One answer on one item, given at every step where there are several. `told` is what the domain said to it."""
+    """What was answered on one item, an answer a step, and its score. `told` is what the domain said to it."""
 
     item: Item
     text: str
@@ -73,30 +74,39 @@ def try_out(domain: Domain, plan: Plan, backwards: bool = False) -> Trials:
     `backwards` asks in the opposite order and gives the same, unless scores depend on what was scored before.
     """
     todo = [
-        (item, answer, right)
+        (item, rollout, gold)
         for split in SPLITS
         for item in chosen(domain.items(split), plan.items)
-        for answer, right in _given(domain, item, plan)
+        for rollout, gold in _given(domain, item, plan)
     ]
-    controls = domain.controls(0, plan.seed) if backwards else None
-    tried = [_tried(domain, *one) for one in (todo[::-1] if backwards else todo)]
-    controls = domain.controls(0, plan.seed) if controls is None else controls
-    return Trials(tuple(tried[::-1] if backwards else tried), controls)
+    if not backwards:
+        return Trials(tuple(_tried(domain, *one) for one in todo), domain.controls(0, plan.seed))
+    controls = domain.controls(0, plan.seed)
+    return Trials(tuple([_tried(domain, *one) for one in reversed(todo)][::-1]), controls)
 
 
-def _given(domain: Domain, item: Item, plan: Plan) -> list[tuple[dict[str, Value], bool]]:
-    """The answers to try on an item, and whether each is gold."""
-    gold = inside(domain, item.id).gold
-    others = [(answer, False) for answer in answers(domain, plan) if answer != gold]
-    return others if gold is None else [*others, (gold, True)]
+def _given(domain: Domain, item: Item, plan: Plan) -> list[tuple[list[dict[str, Value]], bool]]:
+    """The rollouts to try on an item, and whether each is gold: at every step the same answer, or, where there are
+    several steps and no gold, answers drawn for each."""
+    steps, gold = domain.spec.steps, inside(domain, item.id).gold
+    others = [[answer] for answer in answers(domain, plan) if answer != gold]
+    if steps > 1:
+        draw = random.Random(plan.seed)
+        others = [[draw.choice(others)[0] for _ in range(steps)] for _ in others]
+    rollouts = [(rollout, False) for rollout in others]
+    return rollouts if gold is None else [*rollouts, ([gold] * steps, True)]
 
 
-def _tried(domain: Domain, item: Item, answer: Answer, gold: bool) -> Trial:
-    given, told = [answer], []
-    while len(given) < domain.spec.steps and (said := following(domain, item.id, given)) is not None:
+def _tried(domain: Domain, item: Item, rollout: Sequence[Answer], gold: bool) -> Trial:
+    """The rollout, as far as the domain wants answers."""
+    given, told = [rollout[0]], []
+    for answer in rollout[1:]:
+        if (said := following(domain, item.id, given)) is None:
+            break
         told.append(said)
         given.append(answer)
-    return Trial(item, domain.render(answer), gold, scored(domain, item.id, given), tuple(told))
+    text = " then ".join(map(domain.render, given))
+    return Trial(item, text, gold, scored(domain, item.id, given), tuple(told))
 
 
 def record(domain: Domain, found: Trials) -> list[str]:

@@ -18,6 +18,7 @@ from resia.domains.contract import Finding
 from resia.domains.files import recorded_name
 from resia.domains.trials import Plan, record, try_out
 from resia.events import RunSettings
+from resia.events.errors import BoundaryError, boundary
 
 from .config import load_settings
 from .resources import domain_for
@@ -36,10 +37,12 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def check(name: str, options: list[str], cache: Path | None, plan: Plan) -> Shown:
-    """Load and examine a domain. UsageError or UnknownName where it cannot be loaded at all."""
+    """Load and examine a domain. UsageError or UnknownName where it cannot be loaded, BoundaryError where its own code
+    fails at that."""
     settings = load_settings(None, [f"{_OPTIONS}{option.removeprefix(_OPTIONS)}" for option in options])
     settings = msgspec.structs.replace(settings, domain=recorded_name(name))
-    domain = domain_for(settings, cache)
+    with boundary(BoundaryError, f"building domain '{name}'"):
+        domain = domain_for(settings, cache)
     findings, tried = examine(domain, plan)
     if tried:
         findings.append(_elsewhere(Asked(settings, None if cache is None else str(cache), plan), tried))
