@@ -90,6 +90,13 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         *_over("obvious", "ppo_gae"),
         *_over("obvious", "entropic"),
     ),
+    "magic": (
+        Figure("MAGIC, 559 x 7,221", ("sides", "resia", "wall_s"), "{:.2f} s", "< 1.6 s"),
+        Figure("its score", ("sides", "resia", "audited"), "{:.4f}", "0.222 +- 0.005"),
+        Figure("score of the authors' package", ("sides", "authors", "audited"), "{:.4f}"),
+        Figure("its time over ours", ("sides", "authors", "slower_than_resia"), "{:.1f} x"),
+        Figure("plain version's over ours", ("sides", "plain", "slower_than_resia"), "{:.1f} x"),
+    ),
     "engine": (
         Figure("engine, float32", ("results", "engine_float32", "rollouts_per_s"), "{:.2f} rollouts/s"),
         Figure("over generate, batched", ("speedup", "over_batch"), "{:.1f} x"),

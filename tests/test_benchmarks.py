@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from resia.domains.denoising.data import save_counts
+from resia.domains.denoising.synthetic import synthetic_counts
 from resia.runtime.engines.tiny import build_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,19 @@ def test_trainers(measured, everything, tmp_path):
     assert shows(everything, "trainers", result) == ["entropic / obvious, time", "entropic / obvious, memory"]
     with pytest.raises(SystemExit):
         measured("trainers", "--algorithms", "grop")
+
+
+def test_magic(measured, everything, tmp_path):
+    save_counts(synthetic_counts(0), tmp_path / "c.npz")
+    result = measured("magic", "--counts", str(tmp_path / "c.npz"), "--min-cells", "1", "--repeats", "1")
+    assert result["sides"].keys() == {"resia", "plain", "randomised"}
+    assert result["sides"]["plain"]["differs_from_resia"] < 1e-5
+    assert result["sides"]["plain"]["audited"] == pytest.approx(result["sides"]["resia"]["audited"], abs=1e-4)
+    assert shows(everything, "magic", result) == [
+        "MAGIC, 559 x 7,221",
+        "its score",
+        "plain version's over ours",
+    ]
 
 
 def test_all_are_listed(everything):

@@ -18,7 +18,9 @@ import histories
 from given import BLOB, CANDIDATE, clerk
 from resia.agents.operators import applicable
 from resia.agents.proposing import first_harness
+from resia.domains.admission import examine
 from resia.domains.registry import domain_names, load_domain
+from resia.domains.trials import Plan
 from resia.events import Custom, Draft, EvaluationCompleted, EvaluationRequested, Fact, RolloutRecorded, Skipped
 from resia.events.errors import UsageError
 from resia.events.ids import event_id
@@ -133,6 +135,11 @@ def test_the_own_domain_scores_by_the_hidden_target(plug_in):
         assert domain.score(item.id, {"number": shown + 7}).reward == 1.0
         assert domain.score(item.id, {"number": shown}).reward == pytest.approx(1 - 7 / 50)
     assert load_domain("hidden-number", {"shift": 6}).digest != domain.digest
+
+
+def test_the_own_domain_is_admitted(plug_in):
+    findings = examine(load_domain("hidden-number", {}), Plan()).findings
+    assert [finding.detail for finding in findings if finding.passed is not True] == []
 
 
 def test_the_own_domain_checks_arguments_and_options(plug_in):

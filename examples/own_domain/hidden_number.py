@@ -1,7 +1,8 @@
 """A domain of one's own: choose the number from 0 to 99 that hits a hidden target near the one in the prompt.
 
-What a domain is stands in `resia.domains.base`: items, a task spec, `parse`, `render`, `score` and `controls`. The
-target is always `shift` above the number that an item shows, which an agent can only find out from its rewards.
+What a domain is stands in `resia.domains.base`: items, a task spec, `parse`, `render`, `score` and `controls`, and
+`inside` for the admission tests (`resia task check hidden-number`). The target is always `shift` above the number that
+an item shows, which an agent can only find out from its rewards.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from resia.domains.base import Answer, Item, Parameter, Reference, Score, TaskSpec, Value
+from resia.domains.base import Answer, Inside, Item, Parameter, Reference, Score, TaskSpec, Value
 from resia.events import ControlScore, Split
 from resia.events.ids import seed_for, sha256
 
@@ -27,13 +28,15 @@ SPEC = TaskSpec(
     references=(Reference("middle", {"number": 50}, "the middle of the range"),),
     neutral_answers=({"number": 10}, {"number": 40}, {"number": 90}),
     objective="mean",
+    metric="off",
+    direction="down",
 )
 
 
 class HiddenNumberOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`items` a split (the gate wants 12 on validation); the target is `shift` above the number shown."""
 
-    items: Annotated[int, Meta(ge=1, le=90)] = 12
+    items: Annotated[int, Meta(ge=1, le=30)] = 12
     shift: Annotated[int, Meta(ge=0, le=9)] = 7
     data_seed: int = 0
 
@@ -48,8 +51,9 @@ class HiddenNumber:
         self.digest = sha256(msgspec.json.encode(options, order="deterministic"))
         self._items: dict[Split, tuple[Item, ...]] = {}
         self._targets: dict[str, int] = {}
+        numbers = iter(random.Random(seed_for(options.data_seed)).sample(range(90), options.items * len(SPLITS)))
         for split in SPLITS:
-            shown = random.Random(seed_for(options.data_seed, split)).sample(range(90), options.items)
+            shown = [next(numbers) for _ in range(options.items)]  # of no number that another split shows
             items = tuple(Item(f"{split}-{n:02d}", split, f"shown={number}") for n, number in enumerate(shown))
             self._items[split] = items
             self._targets |= {item.id: number + options.shift for item, number in zip(items, shown, strict=True)}
@@ -71,6 +75,11 @@ class HiddenNumber:
         off = abs(int(answer["number"]) - self._targets[item])
         success = off < abs(50 - self._targets[item])
         return Score(max(0.0, 1.0 - off / 50), success, None, "near" if success else "far", {"off": float(off)})
+
+    def inside(self, item: str) -> Inside:
+        """The target, which no text that an agent sees may hold."""
+        gold = self.parse({"number": self._targets[item]})
+        return Inside(gold, (self.render(gold),))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         """The middle, and random search: the best on the search items of as many numbers as `budget` pays for."""

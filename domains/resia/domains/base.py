@@ -56,7 +56,8 @@ class TaskSpec(msgspec.Struct, frozen=True):
     rewards only rank; `binary`: they are 0 or 1. `steps`: the most answers of a rollout; over 1 the domain is
     `Stepwise`. `tools` are what it offers beside `tool`, which takes the answer. `verifier`: the metric that is a
     second score of an answer, in [0, 1] and of the reward's scale, which an honest gain raises too; empty where there
-    is none."""
+    is none. `metric`: what of `Score.metrics` the reward is made of, empty where it is no one number; a reward never
+    falls when the metric goes `direction`."""
 
     name: str
     instruction: str
@@ -70,6 +71,8 @@ class TaskSpec(msgspec.Struct, frozen=True):
     steps: int = 1
     tools: tuple[ToolSpec, ...] = ()
     verifier: str = ""
+    metric: str = ""
+    direction: Literal["up", "down"] = "up"
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -169,6 +172,25 @@ class Shuffling(Domain, Protocol):
     def restored(self, item: str, seed: int, answer: Answer) -> dict[str, Value]:
         """What an answer to `shuffled(item, seed)` says of the item's own prompt."""
         ...
+
+
+class Inside(msgspec.Struct, frozen=True):
+    """What only the scorer knows of an item, told to the admission tests and to nobody else.
+
+    `gold`: a right answer, None where none is known. `secrets`: texts that no agent may be shown with the item.
+    `parts`: what the item is made of, such as its cells or its text; no part may be in two splits. Empty: its prompt.
+    """
+
+    gold: dict[str, Value] | None = None
+    secrets: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class Inspected(Domain, Protocol):
+    """A domain that lets the admission tests see more than an agent sees. Nothing that an agent runs asks for it."""
+
+    def inside(self, item: str) -> Inside: ...
 
 
 def called(domain: Tooled, tool: str, item: str, arguments: Mapping[str, object]) -> object:

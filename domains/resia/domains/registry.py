@@ -1,7 +1,8 @@
-"""Domains by name: built in, or of any installed package that declares the entry point group `resia.domains`.
+"""Domains by name: built in, of any installed package that declares the entry point group `resia.domains`, or a file.
 
 A factory is a callable with an attribute `Options`, a frozen msgspec Struct; it takes one of them and returns a Domain.
-A domain's module is imported only when it is asked for.
+An entry point may name a module of three functions instead, as a file of a user's own has them (`simple`). A domain's
+module is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from resia.domains.base import Domain, Stepwise, Tooled
+from resia.domains.files import is_file, problem_in, problem_of
 from resia.events.errors import UnknownName, UsageError
 
 GROUP = "resia.domains"
@@ -34,7 +37,7 @@ def domain_names() -> tuple[str, ...]:
 
 
 def load_domain(name: str, options: Mapping[str, object]) -> Domain:
-    """Build a domain. A built-in name cannot be taken over by a plug-in.
+    """Build a domain; a name that ends in .py is a file. A built-in name cannot be taken over by a plug-in.
 
     Raises UnknownName for a domain or an option that does not exist, UsageError for an option's value.
     """
@@ -89,6 +92,8 @@ def _checked(name: str, kind: type[msgspec.Struct], options: Mapping[str, object
 
 
 def _factory(name: str) -> Factory:
+    if is_file(name):
+        return problem_in(name)
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name]
         return cast(Factory, getattr(import_module(module), attribute))
@@ -96,11 +101,12 @@ def _factory(name: str) -> Factory:
     if name not in plug_ins:
         raise UnknownName("domain", name, domain_names())
     try:
-        return cast(Factory, plug_ins[name].load())
+        loaded = plug_ins[name].load()
     except (ImportError, AttributeError) as cause:
         raise UsageError(
             f"domain '{name}' of the package {plug_ins[name].value} cannot be imported: {cause}"
         ) from cause
+    return problem_of(loaded) if isinstance(loaded, ModuleType) else cast(Factory, loaded)
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

@@ -15,7 +15,7 @@ import typer
 
 from resia.events.errors import ResiaError, UsageError
 
-from . import cli_doctor, cli_estimate, cli_fork, cli_log, cli_policy, cli_replay, cli_serve, cli_worker
+from . import cli_doctor, cli_estimate, cli_fork, cli_log, cli_policy, cli_replay, cli_serve, cli_task, cli_worker
 from .cli_options import (
     DONE,
     FAILED,
@@ -59,7 +59,17 @@ assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
-for group in (cli_doctor, cli_estimate, cli_replay, cli_fork, cli_log, cli_policy, cli_worker, cli_serve):
+for group in (
+    cli_doctor,
+    cli_estimate,
+    cli_task,
+    cli_replay,
+    cli_fork,
+    cli_log,
+    cli_policy,
+    cli_worker,
+    cli_serve,
+):
     group.register(app)
 
 
@@ -131,7 +141,8 @@ def run(
 
 def _default_name(settings: Any) -> str:
     mode = settings.loop.mode.replace("+", "")
-    return f"{settings.domain}-{mode}-{settings.seed}".lower()
+    problem = Path(settings.domain).stem if settings.domain.endswith(".py") else settings.domain
+    return f"{problem}-{mode}-{settings.seed}".lower()
 
 
 @app.command()

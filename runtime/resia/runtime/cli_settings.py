@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .store import Store
 
-DomainOption = Annotated[str | None, typer.Option("--domain", help="The problem to improve on.")]
+DomainOption = Annotated[str | None, typer.Option("--domain", help="The problem to improve on: a name, or FILE.py.")]
 ModeOption = Annotated[
     str | None,
     typer.Option(
@@ -42,10 +42,13 @@ def overrides(chosen: dict[str, Any], sets: list[str] | None) -> list[str]:
 
 def _check_names(chosen: dict[str, Any]) -> None:
     """Closed lists are checked here, where the nearest valid names can be offered."""
+    from resia.domains.files import is_file
     from resia.domains.registry import domain_names
     from resia.events.settings import ALGORITHMS, MODES
 
     for key, valid in (("domain", domain_names()), ("loop.mode", MODES), ("algorithm", ALGORITHMS)):
+        if key == "domain" and is_file(str(chosen.get(key))):
+            continue
         if chosen.get(key) is not None and chosen[key] not in valid:
             raise UnknownName(key.rpartition(".")[2], str(chosen[key]), valid)
 

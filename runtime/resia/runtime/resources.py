@@ -17,6 +17,7 @@ import msgspec
 
 from resia.agents.ports import AgentPorts, ChatModel, Engine, ProposerPorts
 from resia.domains.base import Domain
+from resia.domains.files import is_file
 from resia.domains.registry import load_domain
 from resia.events import Blobs, EngineSettings, LlmSettings, Manifest, RunRequested, RunSettings, TrainingSettings
 from resia.events.errors import ResiaError, UsageError
@@ -157,11 +158,13 @@ class Resources:
             self._sandbox.cache_clear()
 
     def _load_domain(self, settings: bytes, digest: str) -> Domain:
-        domain = domain_for(msgspec.json.decode(settings, type=RunSettings), self._cache)
+        asked = msgspec.json.decode(settings, type=RunSettings)
+        domain = domain_for(asked, self._cache)
         if domain.digest != digest:
+            what = f"the file '{asked.domain}'" if is_file(asked.domain) else f"the data of domain '{domain.spec.name}'"
             raise UsageError(
-                f"the data of domain '{domain.spec.name}' is not what the run began with (digest {domain.digest[:12]},"
-                f" the run's {digest[:12]}): restore the data, or start a new run"
+                f"{what} is not what the run began with (digest {domain.digest[:12]},"
+                f" the run's {digest[:12]}): restore it, or start a new run"
             )
         return domain
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from resia.domains.contract import contract
+from resia.domains.files import recorded_name
 from resia.events import BASELINES, Fact, Logged, RunRequested, RunSettings
 from resia.events.codec import MAX_EVENT_BYTES
 from resia.events.errors import BusError, UnknownName, UsageError
@@ -117,10 +119,15 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
     check_proposer(settings)
     _check_prices(settings)
     folder = model_folder(settings.engine, cache)
+    settings = msgspec.structs.replace(settings, domain=recorded_name(settings.domain))
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
     if empty := [split for split in SPLITS if not items[split]]:
         raise UsageError(f"domain '{settings.domain}' has no {empty[0]} items: give each split at least one")
+    if unsound := [finding for finding in contract(domain) if finding.passed is False]:
+        raise UsageError(
+            f"domain '{settings.domain}' is refused: {unsound[0].detail} (resia task check tells all that is wrong)"
+        )
     _check_size(settings, items)
     if len(items["validation"]) < settings.gate.min_items:
         raise UsageError(

@@ -11,7 +11,7 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -79,15 +79,24 @@ def load_counts(path: Path) -> Counts:
             arrays = {name: archive[name] for name in ARRAYS}
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as cause:
         raise UsageError(f"counts file '{path}' is not an .npz of plain arrays ({cause}): convert it again") from cause
+    return checked_counts(arrays, str(path))
+
+
+def checked_counts(arrays: Mapping[str, NDArray[np.generic]], said: str) -> Counts:
+    """The arrays of a compressed sparse matrix, as `ARRAYS` names them, as counts without zeros.
+
+    Raises UsageError naming the file as it was `said` and what makes the arrays no counts.
+    """
     if fault := _fault(arrays):
-        raise UsageError(f"counts file '{path}' cannot be used: {fault}")
-    positive = arrays["data"] > 0
+        raise UsageError(f"counts file '{said}' cannot be used: {fault}")
+    data = np.asarray(arrays["data"], dtype=np.float64)
+    positive = data > 0
     offsets = np.concatenate(([0], np.cumsum(positive)))[arrays["indptr"].astype(np.int64)]
-    whole = np.rint(arrays["data"][positive]).astype(np.int64)
+    whole = np.rint(data[positive]).astype(np.int64)
     return Counts(whole, arrays["indices"][positive].astype(np.int64), offsets, tuple(map(str, arrays["genes"])))
 
 
-def _fault(arrays: dict[str, NDArray[np.generic]]) -> str:
+def _fault(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     """What makes the arrays no matrix of counts, with the fix; '' when nothing does."""
     data, indices, indptr = arrays["data"], arrays["indices"], arrays["indptr"]
     if data.dtype.kind not in "iuf" or any(arrays[name].dtype.kind not in "iu" for name in INTEGERS):

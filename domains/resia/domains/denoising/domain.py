@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from resia.domains.base import Answer, Item, Score, TaskSpec, Value
+from resia.domains.base import Answer, Inside, Item, Score, TaskSpec, Value
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
 
 from . import controls, tool
-from .data import load_counts
-from .items import SPLITS, Bench, lay_out, pools, problems
+from .items import SPLITS, Bench, check_depth, lay_out, pools, problems
+from .matrices import read_counts
 from .metrics import Verdict
 from .synthetic import synthetic_counts
 
@@ -31,10 +30,11 @@ Items = Annotated[int, Meta(ge=1, le=999)]
 
 
 class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What fixes the items. Either `path`, an .npz of counts, or `synthetic`, a small matrix for tests and examples.
+    """What fixes the items. Either `path` to counts, or `synthetic`, a small matrix for tests and examples.
 
-    Genes counted in fewer than `min_cells_per_gene` of all cells are left out: they are nearly all zero, in every
-    score, and cost a quarter of the time.
+    `path`: an .npz, an .h5ad, a 10x folder, or hub:OWNER/NAME/FILE[@REVISION]; `layer`: which layer of an .h5ad holds
+    raw counts (empty: X). Genes counted in fewer than `min_cells_per_gene` of all cells are left out: they are nearly
+    all zero, in every score, and cost a quarter of the time.
     """
 
     path: str = ""
@@ -44,6 +44,7 @@ class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     test_items: Items = 12
     data_seed: Annotated[int, Meta(ge=0)] = 0
     min_cells_per_gene: Annotated[int, Meta(ge=1)] = 30
+    layer: str = ""
 
 
 class Denoising:
@@ -54,18 +55,19 @@ class Denoising:
     def __init__(self, options: DenoisingOptions) -> None:
         if bool(options.path) == options.synthetic:
             raise UsageError(
-                "the denoising domain needs either the option path, an .npz of counts ('resia assets pull' makes one), "
+                "the denoising domain needs either the option path, a file of counts ('resia assets pull' makes one), "
                 "or synthetic=true"
             )
-        counts = synthetic_counts(options.data_seed) if options.synthetic else load_counts(Path(options.path))
+        counts = synthetic_counts(options.data_seed) if options.synthetic else read_counts(options.path, options.layer)
         self._counts = counts.genes_in(options.min_cells_per_gene)
-        fixed = msgspec.json.encode(msgspec.structs.replace(options, path=""), order="deterministic")
-        self._digest = sha256(fixed + counts.digest().encode())
+        self._digest = sha256(_fixed(options) + counts.digest().encode())
         pool = pools(self._counts, options.data_seed)
         sizes = dict(zip(SPLITS, (options.search_items, options.validation_items, options.test_items), strict=True))
         made = {split: problems(split, pool[split], sizes[split], options.data_seed) for split in SPLITS}
         self._items = {split: tuple(problem.item for problem in made[split]) for split in SPLITS}
         self._problems = {problem.item.id: problem for split in SPLITS for problem in made[split]}
+        for problem in self._problems.values():
+            check_depth(problem, self._counts)
         self._verdicts: dict[tuple[str, str], Verdict] = {}
         self._bench = lru_cache(maxsize=LAID_OUT)(self._lay_out)
 
@@ -96,6 +98,13 @@ class Denoising:
             return Score(0.0, False, "wrong", verdict.fault, metrics)
         detail = f"audited {verdict.audited:.3f}, reference {reference:.3f}"
         return Score(verdict.audited, verdict.audited > reference, None, detail, metrics)
+
+    def inside(self, item: str) -> Inside:
+        """The item's cells by content. What is held out of them is a matrix that no text shows."""
+        counts, cells = self._counts, self._problems[item].cells
+        spans = (slice(counts.indptr[row], counts.indptr[row + 1]) for row in cells)
+        parts = (counts.indices[span].tobytes() + counts.data[span].tobytes() for span in spans)
+        return Inside(parts=frozenset(sha256(part) for part in parts))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         found = controls.random_search(self._search_mean, len(self._items["search"]), budget, seed)
@@ -132,6 +141,13 @@ class Denoising:
         if item not in self._problems:
             raise UnknownName("item", item, self._problems)
         return lay_out(self._problems[item], self._counts)
+
+
+def _fixed(options: DenoisingOptions) -> bytes:
+    """What the options fix beside the counts: wherever and however those lay, equal ones make the same items."""
+    said = msgspec.structs.asdict(options) | {"path": ""}
+    del said["layer"]
+    return msgspec.json.encode(said)
 
 
 def _rounded(verdict: Verdict) -> Verdict:

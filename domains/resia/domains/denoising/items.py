@@ -24,6 +24,7 @@ DEPTHS = (1.0, 0.3, 0.1)  # share of the molecules kept before the split
 POOL_SHARES = (0.3, 0.6, 0.9)  # share of the pool's cells in an item
 TRAIN_SHARE = 0.9
 MIN_POOL = 20  # cells
+MIN_HELD_OUT = 30  # molecules expected in a test half: with fewer the score is noise, and there may be none at all
 
 
 class Problem(NamedTuple):
@@ -54,6 +55,17 @@ def pools(counts: Counts, seed: int) -> dict[Split, Integers]:
         )
     shuffled = np.random.default_rng([seed]).permutation(usable)
     return dict(zip(SPLITS, np.array_split(shuffled, len(SPLITS)), strict=True))
+
+
+def check_depth(problem: Problem, counts: Counts) -> None:
+    """Raises UsageError when too few molecules are expected in the item's test half."""
+    molecules = int(sum(counts.data[counts.indptr[row] : counts.indptr[row + 1]].sum() for row in problem.cells))
+    expected = molecules * problem.depth * (1.0 - TRAIN_SHARE)
+    if expected < MIN_HELD_OUT:
+        raise UsageError(
+            f"item {problem.item.id} ({problem.item.prompt}) would hold out about {expected:.0f} molecules of"
+            f" {molecules}: give counts that leave {MIN_HELD_OUT}, or lower min_cells_per_gene"
+        )
 
 
 def problems(split: Split, pool: Integers, count: int, seed: int) -> tuple[Problem, ...]:

@@ -33,11 +33,14 @@ class Verdict(msgspec.Struct, frozen=True):
     """Every score of one answer. Norms are 0 for the undenoised matrix and 1 for a perfect one.
 
     `published` and `audited` in [0, 1] are mse_norm, or 0 when their own check fails; `gate` and `fault` say in words
-    which check that was ('' when none). The Poisson norms have no lower bound.
+    which check that was ('' when none). The Poisson norms have no lower bound: `poisson_norm` of the rescaled answer,
+    as the audit takes it; `poisson_norm_plain` and `poisson_norm_published` of the answer as it stands, with the
+    library's own order of arguments and with the published one.
     """
 
     mse_norm: float
     poisson_norm: float
+    poisson_norm_plain: float
     poisson_norm_published: float
     published: float
     gate: str
@@ -89,7 +92,7 @@ class Judge:
     """Scores answers for one pair of halves, (cells, genes) both with counts. Its constants are computed once.
 
     Public constants: the losses of the undenoised (`none_...`) and the perfect answer (`perfect_...`), the test half
-    itself: as it stands for the published Poisson, rescaled like every answer for the audited one.
+    itself: as it stands for the plain and the published Poisson, rescaled like every answer for the audited one.
     """
 
     def __init__(self, train_CG: Floats, test_CG: Floats) -> None:
@@ -102,17 +105,19 @@ class Judge:
         self.none_mse = _mean_square(log_normalised(train_CG), self._log_test_CG)
         self.none_poisson = self._poisson(train_CG)
         self.perfect_poisson = self._poisson(rescaled(test_CG, self._library_C))
+        self.perfect_plain = self._poisson(test_CG)
         self.none_published = self._poisson_published(train_CG)
         self.perfect_published = self._poisson_published(test_CG)
 
     def verdict(self, answer_CG: Floats) -> Verdict:
         """Both scores of an answer (cells, genes); a malformed one gets 0 for everything and the fault's name."""
         if (fault := self._malformed(answer_CG)) is not None:
-            return Verdict(0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
+            return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
         mse_norm = 1.0 - _mean_square(log_normalised(answer_CG), self._log_test_CG) / self.none_mse
         mse_norm = min(1.0, max(0.0, mse_norm))
         swapped = self._poisson_published(answer_CG)
         published_norm = (self.none_published - swapped) / (self.none_published - self.perfect_published)
+        plain_norm = (self.none_poisson - self._poisson(answer_CG)) / (self.none_poisson - self.perfect_plain)
         gate = ""
         if published_norm < GATE:
             gate = f"published Poisson norm {published_norm:.3f} is below {GATE}"
@@ -125,9 +130,8 @@ class Judge:
             fault = f"all-zero cells: {empty} of {len(answer_CG)}"
         elif norm < -SLACK:
             fault = f"Poisson norm {norm:.3f}: worse than no denoising"
-        return Verdict(
-            mse_norm, norm, published_norm, 0.0 if gate else mse_norm, gate, 0.0 if fault else mse_norm, fault
-        )
+        published, audited = (0.0 if gate else mse_norm), (0.0 if fault else mse_norm)
+        return Verdict(mse_norm, norm, plain_norm, published_norm, published, gate, audited, fault)
 
     def _malformed(self, answer_CG: Floats) -> str | None:
         if answer_CG.shape != self._shape:

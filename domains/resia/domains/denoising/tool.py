@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 
+from resia.domains import form
 from resia.domains.base import Answer, Parameter, Reference, TaskSpec, Value
 
 from .magic import Config, Order
@@ -25,27 +26,13 @@ NAMES = tuple(parameter.name for parameter in PARAMETERS)
 
 
 def parse(request: Mapping[str, object]) -> dict[str, Value]:
-    """Every argument in order, of its type and among its choices; a missing one takes its default, as in a call.
-
-    Raises ValueError in one sentence.
-    """
-    if unknown := [name for name in request if name not in NAMES]:
-        raise ValueError(f"argument '{unknown[0]}' is unknown: give {', '.join(NAMES)}")
-    return {parameter.name: _checked(parameter, request) for parameter in PARAMETERS}
-
-
-def _checked(parameter: Parameter, request: Mapping[str, object]) -> Value:
-    choices = ", ".join(map(str, parameter.choices))
-    given = request.get(parameter.name, parameter.default)
-    for choice in parameter.choices:
-        if type(given) is type(choice) and given == choice:
-            return choice
-    raise ValueError(f"argument '{parameter.name}' is {given!r}: choose one of {choices}")
+    """The arguments of a call, checked; see `form.parse`."""
+    return form.parse(PARAMETERS, request)
 
 
 def render(answer: Answer) -> str:
     """`name=value` in the tool's order, one space between."""
-    return " ".join(f"{name}={answer[name]}" for name in NAMES)
+    return form.render(PARAMETERS, answer)
 
 
 def config(answer: Answer) -> Config:
@@ -61,20 +48,11 @@ def grid() -> tuple[dict[str, Value], ...]:
     return tuple(dict(zip(NAMES, row, strict=True)) for row in rows)
 
 
-REFERENCE = Reference(
-    "magic-reversed", {p.name: p.default for p in PARAMETERS}, "MAGIC as the public benchmark ranks it best"
-)
+REFERENCE = Reference("magic-reversed", form.defaults(PARAMETERS), "MAGIC as the public benchmark ranks it best")
 REFERENCES = (
     REFERENCE,
     Reference("magic-standard", {**REFERENCE.answer, "order": "std"}, "MAGIC with library normalisation first"),
 )
-
-
-def _neutral(parameter: Parameter) -> dict[str, Value]:
-    """The reference with one argument moved half way round its choices: one factor at a time, no score seen."""
-    choices = parameter.choices
-    moved = choices[(choices.index(parameter.default) + len(choices) // 2) % len(choices)]
-    return {**REFERENCE.answer, parameter.name: moved}
 
 
 def _choices(parameter: Parameter) -> str:
@@ -105,7 +83,7 @@ SPEC = TaskSpec(
     tool="denoise",
     parameters=PARAMETERS,
     references=REFERENCES,
-    # Last argument first, so that the arguments a person would tune first stand last, where a small model looks.
-    neutral_answers=tuple(_neutral(parameter) for parameter in reversed(PARAMETERS)),
+    neutral_answers=form.neutral(PARAMETERS),
     objective="mean",
+    metric="audited",
 )

@@ -1,0 +1,80 @@
+"""The typed form of an answer: how a tool's arguments are checked, written, varied and drawn.
+
+Every domain whose answers are a few named values can use it. Knows nothing of items or scores.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from .base import Answer, Parameter, Value
+
+FEW = 2  # with no more parameters than this, each is moved to several places
+
+
+def parse(parameters: Sequence[Parameter], request: Mapping[str, object]) -> dict[str, Value]:
+    """Every argument in order, of its type and among its choices; a missing one takes its default, as in a call.
+
+    Raises ValueError in one sentence.
+    """
+    names = [parameter.name for parameter in parameters]
+    if unknown := [name for name in request if name not in names]:
+        raise ValueError(f"argument '{unknown[0]}' is unknown: give {', '.join(names)}")
+    return {parameter.name: _checked(parameter, request) for parameter in parameters}
+
+
+def _checked(parameter: Parameter, request: Mapping[str, object]) -> Value:
+    given = request.get(parameter.name, parameter.default)
+    for choice in parameter.choices:
+        if type(given) is type(choice) and given == choice:
+            return choice
+    choices = ", ".join(map(str, parameter.choices))
+    raise ValueError(f"argument '{parameter.name}' is {given!r}: choose one of {choices}")
+
+
+def render(parameters: Sequence[Parameter], answer: Answer) -> str:
+    """`name=value` in the order of the parameters, one space between."""
+    return " ".join(f"{parameter.name}={answer[parameter.name]}" for parameter in parameters)
+
+
+def defaults(parameters: Sequence[Parameter]) -> dict[str, Value]:
+    """The answer that leaves every argument at its default."""
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def neutral(parameters: Sequence[Parameter]) -> tuple[dict[str, Value], ...]:
+    """Valid answers that move one argument from its default, no score seen: half way round its choices, and where there
+    are few parameters a quarter and three quarters round too.
+
+    Last argument first, so that the arguments a person would tune first stand last, where a small model looks.
+    """
+    quarters = (1, 2, 3) if len(parameters) <= FEW else (2,)
+    start = defaults(parameters)
+    found: list[dict[str, Value]] = []
+    for parameter in reversed(parameters):
+        choices = parameter.choices
+        for quarter in quarters:
+            place = (choices.index(parameter.default) + max(len(choices) * quarter // 4, 1)) % len(choices)
+            moved = {**start, parameter.name: choices[place]}
+            if moved != start and moved not in found:
+                found.append(moved)
+    return tuple(found)
+
+
+def drawn(parameters: Sequence[Parameter], count: int, seed: int) -> tuple[dict[str, Value], ...]:
+    """At most `count` different answers, each argument drawn evenly; all of them where there are no more."""
+    draw, size = random.Random(seed), 1
+    for parameter in parameters:
+        size *= len(parameter.choices)
+    places = draw.sample(range(size), min(count, size))
+    return tuple(_at(parameters, place) for place in places)
+
+
+def _at(parameters: Sequence[Parameter], place: int) -> dict[str, Value]:
+    """The answer number `place` of all, the last argument counting up first."""
+    digits: dict[str, Value] = {}
+    for parameter in reversed(parameters):
+        place, digit = divmod(place, len(parameter.choices))
+        digits[parameter.name] = parameter.choices[digit]
+    return {parameter.name: digits[parameter.name] for parameter in parameters}
