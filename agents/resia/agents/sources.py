@@ -9,6 +9,8 @@ import json
 
 from resia.domains.base import TaskSpec
 
+from .label_sources import label_extraction, label_parameter, label_repair
+
 
 def strict_dispatch(spec: TaskSpec) -> str:
     """Hands the request to the tool as it is; the tool refuses what is missing or out of range."""
@@ -19,6 +21,8 @@ def strict_dispatch(spec: TaskSpec) -> str:
 
 def repairing_dispatch(spec: TaskSpec) -> str:
     """Drops unknown arguments, fills missing ones with their defaults and moves values to the nearest choice."""
+    if label := label_parameter(spec):
+        return label_repair(spec, label)
     choices = {p.name: list(p.choices) for p in spec.parameters}
     defaults = {p.name: p.default for p in spec.parameters}
     return f"""CHOICES = {choices!r}
@@ -60,6 +64,8 @@ def extract(text):
 
 def tolerant_extraction(spec: TaskSpec) -> str:
     """Finds name=value or name: value pairs anywhere in the text; the first of each name counts."""
+    if label := label_parameter(spec):
+        return label_extraction(label)
     names = [p.name for p in spec.parameters]
     return f"""import re
 
