@@ -6,12 +6,15 @@ own charge comes back to it. A set of charges is one class, written as one text.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from resia.events.errors import UsageError
 
 from .charges import SEPARATOR, plain
 from .facts import Fact
@@ -72,16 +75,31 @@ class Learned:
 
     def _fit(self, fold: int) -> Fitted:
         """Models of every search fact outside of `fold`."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.svm import LinearSVC
 
         facts = tuple(fact for fact in self._facts if self._fold[fact.id] != fold)
-        vectorizer = TfidfVectorizer(
-            analyzer="char", ngram_range=GRAMS, min_df=min(MIN_FACTS, len(facts)), sublinear_tf=True
-        )
-        matrix = vectorizer.fit_transform([plain(fact.text) for fact in facts])
+        if not facts:
+            raise UsageError(f"the search has {len(self._facts)} facts, too few to learn from others: give more facts")
+        vectorizer, matrix = _vectors([plain(fact.text) for fact in facts])
         labels = [SEPARATOR.join(fact.charges) for fact in facts]
         if len(set(labels)) == 1:
             return Fitted(facts, vectorizer, matrix, None, (labels[0],))
-        svm = LinearSVC(random_state=0).fit(matrix, labels)
+        with warnings.catch_warnings():
+            # Half of the charges have one case: that many classes are no regression.
+            warnings.filterwarnings("ignore", message="The number of unique classes")
+            svm = LinearSVC(random_state=0).fit(matrix, labels)
         return Fitted(facts, vectorizer, matrix, svm, tuple(map(str, svm.classes_)))
+
+
+def _vectors(texts: Sequence[str]) -> tuple[Any, Any]:
+    """A fitted TF-IDF and the texts' vectors; of grams that one text alone has only where no two share any."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    for least in (min(MIN_FACTS, len(texts)), 1):
+        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=GRAMS, min_df=least, sublinear_tf=True)
+        try:
+            return vectorizer, vectorizer.fit_transform(texts)
+        except ValueError:  # no term remains
+            if least == 1:
+                raise
+    raise AssertionError("the last try returns or raises")

@@ -22,6 +22,7 @@ from .charges import Charges, written
 from .facts import SPLITS, Fact
 from .records import TASK, read_json
 from .scoring import EMPTY, Protocol, judge_text
+from .tables import MAX_CELL
 
 MISSING, UNREADABLE, UNKNOWN_ID, REPEATED_ID, FAILED = "missing", "unreadable", "unknown_id", "repeated_id", "failed"
 
@@ -141,28 +142,31 @@ def _lines(text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(line for line in text.split("\n") if line.strip()):
         try:
             yield str(number), json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             yield str(number), None
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    csv.field_size_limit(1 << 24)
+    csv.field_size_limit(MAX_CELL)
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-    if not {"id", "prediction"} <= set(reader.fieldnames or ()):
+    try:
+        columns = set(reader.fieldnames or ())
+    except csv.Error:
+        columns = set()
+    if not {"id", "prediction"} <= columns:
         raise UsageError(f"{path} has no columns id and prediction: name them in its first line")
-    rows = iter(reader)
     while True:
         try:
-            row = next(rows)
+            yield _cells(next(reader))
         except StopIteration:
             return
         except csv.Error:
             yield "", None
-            continue
-        whole = None not in row and row["prediction"] is not None
-        yield (
-            row["id"],
-            {name: value for name, value in row.items() if value} | {"prediction": row["prediction"]}
-            if whole
-            else None,
-        )
+
+
+def _cells(row: Mapping[str | None, str | None]) -> tuple[str, object]:
+    """A row as an entry; one with too many or too few cells cannot be read."""
+    if None in row or None in row.values():
+        return "", None
+    given = {name: row[name] for name in ("id", "prediction", "failure", "refr") if row.get(name)}
+    return row["id"] or "", {"prediction": "", **given}

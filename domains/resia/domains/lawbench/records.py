@@ -33,14 +33,12 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read ({cause.strerror}): check the path") from None
     except UnicodeDecodeError as cause:
         raise UsageError(f"{path} is not UTF-8 at byte {cause.start}: save it as UTF-8") from None
-    except json.JSONDecodeError as cause:
-        raise UsageError(
-            f"{path} is no whole JSON file (line {cause.lineno}: {cause.msg}): it may be cut off, fetch it again"
-        ) from None
+    except (ValueError, RecursionError) as cause:
+        raise UsageError(f"{path} is no whole JSON file ({cause}): it may be cut off, get it again") from None
 
 
 def _empty(path: Path) -> Any:
-    raise UsageError(f"{path} is empty: fetch it again")
+    raise UsageError(f"{path} is empty: get it again")
 
 
 def read_folder(folder: Path) -> tuple[Fact, ...]:

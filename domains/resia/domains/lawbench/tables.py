@@ -68,10 +68,8 @@ def _lines(path: Path) -> list[str]:
 def _line(path: Path, number: int, line: str) -> dict[str, object]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as cause:
-        raise UsageError(
-            f"line {number} of {path} is no JSON ({cause.msg}): it may be cut off, fetch it again"
-        ) from None
+    except (ValueError, RecursionError) as cause:
+        raise UsageError(f"line {number} of {path} is no JSON ({cause}): it may be cut off, get it again") from None
     if not isinstance(row, dict):
         raise UsageError(f"line {number} of {path} is no object: give one object a fact")
     return row
