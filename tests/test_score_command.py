@@ -142,7 +142,7 @@ def test_the_command_gives_one_object_a_line(data, tmp_path, capsys):
         (["lawbenc"], "unknown domain 'lawbenc': did you mean lawbench?"),
         (["denoising", "--set", "synthetic=true"], "domain 'denoising' scores no files"),
         (["lawbench"], "the lawbench domain needs one source of facts"),
-        (["lawbench", "--set", "synthetic=true", "--protocol", "oficial"], "'oficial': did you mean official?"),
+        (["lawbench", "--set", "synthetic=true", "--protocol", "officia"], "'officia': did you mean official?"),
         (["lawbench", "--set", "synthetic=true", "--set", "protokol=x"], "unknown option of the lawbench domain"),
         (["lawbench", "--set", "synthetic"], "--set takes name=value"),
         (["lawbench", "--set", "path=nowhere"], "'nowhere' is neither a folder nor a table"),
