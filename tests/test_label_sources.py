@@ -40,6 +40,25 @@ def test_only_a_list_of_names_is_handled_so():
 @pytest.mark.parametrize(
     ("text", "charge"),
     [
+        ("盗窃", "盗窃"),
+        (" charge=盗窃;诈骗 ", "盗窃;诈骗"),
+        ("charge = 盗窃", "盗窃"),
+        ("The charge=盗窃", "The charge=盗窃"),
+        ("I cannot say", "I cannot say"),
+    ],
+)
+def test_the_strict_one_hands_the_whole_text_to_the_tool(sandbox, text, charge):
+    assert sandbox.run(sources.strict_extraction(SETS), "extract", [text]).value == {"charge": charge}
+
+
+@pytest.mark.parametrize("text", ["", " ", "charge=", "charge= "])
+def test_the_strict_one_reads_nothing_in_nothing(sandbox, text):
+    assert sandbox.run(sources.strict_extraction(SETS), "extract", [text]).value is None
+
+
+@pytest.mark.parametrize(
+    ("text", "charge"),
+    [
         ("charge=盗窃", "盗窃"),
         ("charge: 走私、贩卖、运输、制造毒品", "走私、贩卖、运输、制造毒品"),
         ("The answer is charge = 盗窃;诈骗<eoa>.", "盗窃;诈骗"),

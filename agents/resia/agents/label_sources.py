@@ -21,6 +21,20 @@ def label_parameter(spec: TaskSpec) -> Parameter | None:
     return parameter if texts and (parameter.separator or len(parameter.choices) > MANY) else None
 
 
+def label_reading(parameter: Parameter) -> str:
+    """All of the text, with or without `name=` before it: whether that is a name of the list, the tool decides."""
+    return f"""NAME = {parameter.name!r}
+
+
+def extract(text):
+    said = text.strip()
+    head, mark, value = said.partition("=")
+    if mark and head.strip() == NAME:
+        said = value.strip()
+    return {{NAME: said}} if said else None
+"""
+
+
 def label_extraction(parameter: Parameter) -> str:
     """What follows `name=` or `name:` on its line; else the names that stand in the text, none inside another."""
     found = f"{parameter.separator!r}.join(dict.fromkeys(found))" if parameter.separator else "found[0]"

@@ -9,7 +9,7 @@ import json
 
 from resia.domains.base import TaskSpec
 
-from .label_sources import label_extraction, label_parameter, label_repair
+from .label_sources import label_extraction, label_parameter, label_reading, label_repair
 
 
 def strict_dispatch(spec: TaskSpec) -> str:
@@ -47,6 +47,8 @@ def dispatch(request, tools):
 
 def strict_extraction(spec: TaskSpec) -> str:
     """Takes a text that is nothing but name=value pairs of known names, none twice."""
+    if label := label_parameter(spec):
+        return label_reading(label)
     names = [p.name for p in spec.parameters]
     return f"""NAMES = {json.dumps(names)}
 {_VALUE}
