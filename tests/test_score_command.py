@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from lawbench_given import GOLD, folder
+from lawbench_given import GOLD, REAL, folder, needs_real
 
 from resia.domains.lawbench.domain import LawBench
 from resia.domains.lawbench.options import LawBenchOptions
@@ -161,3 +161,22 @@ def test_a_mistake_is_one_sentence(arguments, sentence, tmp_path, capsys):
 def test_a_file_that_is_not_there_is_named(capsys):
     assert main(["score", "lawbench", "--predictions", "gone.json", "--set", "synthetic=true"]) == 2
     assert "there is no file gone.json" in capsys.readouterr().err
+
+
+@needs_real
+def test_right_answers_to_all_of_3_3_score_what_the_benchmarks_own_scorer_gives_them(tmp_path):
+    """0.93224 is what LawBench's evaluation prints for this file: 87 right answers are below 1."""
+    records = json.loads((REAL / "zero_shot" / "3-3.json").read_text(encoding="utf-8"))
+    right = {
+        str(n): {"prediction": f"[罪名]{r['answer'].removeprefix('罪名:')}<eoa>", "refr": r["answer"]}
+        for n, r in enumerate(records)
+    }
+    (tmp_path / "p.json").write_text(json.dumps(right), encoding="utf-8")
+    domain = LawBench(LawBenchOptions(protocol="official", path=str(REAL)))
+    (found,) = domain.score_file("official", tmp_path / "p.json")
+    assert found.scores["official"] == pytest.approx(0.9322428571428572, abs=1e-12)
+    assert found.scores["abstention_rate"] == pytest.approx(7 / 500)
+    assert (found.scores["corrected"], found.scores["exact"], found.invalid) == (1.0, 1.0, {})
+    (tmp_path / "one.json").write_text(json.dumps({"0": right["0"]}), encoding="utf-8")
+    (found,) = domain.score_file("official", tmp_path / "one.json")
+    assert found.scores == {"official": 1 / 500, "corrected": 1 / 500, "exact": 1 / 500, "abstention_rate": 499 / 500}
