@@ -75,6 +75,8 @@ def test_what_is_wrong_with_an_answer_is_counted_as_what_it_is(score):
             {"id": "0", "prediction": "盗窃"},
             {"id": "0", "prediction": "诈骗"},
             {"id": "999", "prediction": "盗窃"},
+            {"id": "9" * 5000, "prediction": "盗窃"},
+            {"prediction": "盗窃"},
             {"id": "1"},
             {"id": "2", "prediction": 5},
             "null",
@@ -87,7 +89,7 @@ def test_what_is_wrong_with_an_answer_is_counted_as_what_it_is(score):
     assert (test.answered, test.scores["exact"]) == (2, 0.0)
     assert validation.invalid == {"failed_timeout": 1, "empty": 1}
     assert (search.scores["exact"], search.invalid) == (0.25, {"missing": 3})  # the first answer of an id counts
-    assert search.ignored == {"unreadable": 5, "repeated_id": 1, "unknown_id": 1}
+    assert search.ignored == {"unreadable": 6, "repeated_id": 1, "unknown_id": 2}
 
 
 def test_a_csv_row_that_is_cut_off_is_counted(score):

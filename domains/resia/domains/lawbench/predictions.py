@@ -24,6 +24,7 @@ from .records import TASK, read_json
 from .scoring import EMPTY, Protocol, judge_text
 from .tables import MAX_CELL
 
+MAX_DIGITS = 10  # of a record's number
 MISSING, UNREADABLE, UNKNOWN_ID, REPEATED_ID, FAILED = "missing", "unreadable", "unknown_id", "repeated_id", "failed"
 
 
@@ -84,7 +85,7 @@ def _score(
 def _names(written_id: str) -> Iterator[str]:
     """The fact ids that an id of a file may stand for: LawBench numbers its records, and tables their rows."""
     yield written_id
-    if written_id.isdecimal():
+    if written_id.isdecimal() and len(written_id) < MAX_DIGITS:
         yield from (f"{TASK}/{int(written_id):03d}", f"row/{int(written_id)}", f"made/{int(written_id):03d}")
 
 
@@ -99,14 +100,14 @@ def _prediction(key: str, value: object) -> Prediction | None:
         return Prediction(key, value)
     if not isinstance(value, Mapping):
         return None
-    name, text, failure = str(value.get("id", key)), value.get("prediction"), value.get("failure")
-    gold = value.get("refr")
+    name, text, failure, gold = (value.get(field) for field in ("id", "prediction", "failure", "refr"))
+    name = str(name) if name is not None else key
+    if not name or not (isinstance(text, str) or failure or (text is None and "prediction" in value)):
+        return None
     golds = _gold(gold) if isinstance(gold, str) else ()
-    if isinstance(text, str) and not failure and name:
-        return Prediction(name, text, "", golds)
-    if text is None and "prediction" in value and name:
-        return Prediction(name, None, f"{FAILED}_{failure}"[:60] if failure else EMPTY, golds)
-    return Prediction(name, None, f"{FAILED}_{failure}"[:60], golds) if failure and name else None
+    if failure:
+        return Prediction(name, None, f"{FAILED}_{failure}"[:60], golds)
+    return Prediction(name, text, "", golds) if isinstance(text, str) else Prediction(name, None, EMPTY, golds)
 
 
 def _gold(text: str) -> tuple[str, ...]:
@@ -139,11 +140,13 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(line for line in text.split("\n") if line.strip()):
+    """Lines have no order that anyone promised, so each must have its id."""
+    for line in text.split("\n"):
         try:
-            yield str(number), json.loads(line)
+            if line.strip():
+                yield "", json.loads(line)
         except (ValueError, RecursionError):
-            yield str(number), None
+            yield "", None
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, object]]:
