@@ -6,7 +6,7 @@ Each takes `text`, by default the facts of the item in full, and gives JSON. `OF
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .facts import Fact
 from .learned import Learned
@@ -22,7 +22,7 @@ class Offered(NamedTuple):
     name: str
     doc: str
     arguments: Mapping[str, str]
-    gives: str
+    gives: Literal["text", "label", "shortlist"]
     parameter: str
 
 
