@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from resia.domains.base import TaskSpec, Value
 
+from .label_sources import label_extraction, label_parameter, label_reading, label_repair
+
 
 def strict_dispatch(spec: TaskSpec) -> str:
     """Hands the request to the tool as it is; the tool refuses what is missing or out of range."""
@@ -20,6 +22,8 @@ def strict_dispatch(spec: TaskSpec) -> str:
 
 def repairing_dispatch(spec: TaskSpec) -> str:
     """Drops unknown arguments, fills missing ones with their defaults and moves values to the nearest choice."""
+    if label := label_parameter(spec):
+        return label_repair(spec, label)
     choices = {p.name: list(p.choices) for p in spec.parameters}
     defaults = {p.name: p.default for p in spec.parameters}
     return f"""CHOICES = {choices!r}
@@ -44,6 +48,8 @@ def dispatch(request, tools):
 
 def strict_extraction(spec: TaskSpec) -> str:
     """Takes a text that is nothing but name=value pairs of known names, none twice."""
+    if label := label_parameter(spec):
+        return label_reading(label)
     names = [p.name for p in spec.parameters]
     return f"""NAMES = {json.dumps(names)}
 {_VALUE}
@@ -61,6 +67,8 @@ def extract(text):
 
 def tolerant_extraction(spec: TaskSpec, last: bool = False) -> str:
     """Finds name=value or name: value pairs anywhere in the text; the first of each name counts, or the last."""
+    if label := label_parameter(spec):
+        return label_extraction(label)
     names = [p.name for p in spec.parameters]
     return f"""import re
 

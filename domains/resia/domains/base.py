@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -21,12 +22,16 @@ Answer = Mapping[str, Value]
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """One argument of the domain's tool: `choices` lists every valid value in order."""
+    """One argument of the domain's tool: `choices` lists every valid value in order.
+
+    With a `separator` a value is one or several of the choices, texts, joined by it.
+    """
 
     name: str
     choices: tuple[Value, ...]
     default: Value
     doc: str
+    separator: str = ""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -145,6 +150,41 @@ class Stepwise(Domain, Protocol):
 
     def score_steps(self, item: str, answers: Sequence[Answer]) -> Score:
         """The score of a whole rollout, with as many `steps` as `answers`, or none."""
+        ...
+
+
+class FileScore(msgspec.Struct, frozen=True):
+    """What a file of answers is worth on one split.
+
+    `scores` are means over `denominator` problems, answered or not; `coverage` is answered / denominator. `invalid`
+    counts problems by what is wrong with their answer (`missing`: there is none), `ignored` what the file holds beside
+    answers to problems of this protocol, on any split.
+    """
+
+    protocol: str
+    split: str
+    denominator: int
+    answered: int
+    coverage: float
+    scores: dict[str, float]
+    invalid: dict[str, int] = {}
+    ignored: dict[str, int] = {}
+
+
+@runtime_checkable
+class FileScored(Domain, Protocol):
+    """A domain that scores answers which no run gave: predictions of another system, a matrix, a kernel's source."""
+
+    def protocols(self) -> tuple[str, ...]:
+        """The names that `score_file` knows."""
+        ...
+
+    def score_file(self, protocol: str, path: Path) -> tuple[FileScore, ...]:
+        """One score a split that the file has answers for; bad answers are counted, never raised.
+
+        Raises UsageError for a file that holds no answer at all, or answers to other problems, and UnknownName for a
+        protocol.
+        """
         ...
 
 

@@ -20,7 +20,10 @@ from resia.domains.files import is_file, problem_in, problem_of
 from resia.events.errors import UnknownName, UsageError
 
 GROUP = "resia.domains"
-BUILT_IN: Mapping[str, tuple[str, str]] = {"denoising": ("resia.domains.denoising.domain", "Denoising")}
+BUILT_IN: Mapping[str, tuple[str, str]] = {
+    "denoising": ("resia.domains.denoising.domain", "Denoising"),
+    "lawbench": ("resia.domains.lawbench.domain", "LawBench"),
+}
 
 
 class Factory(Protocol):

@@ -15,7 +15,18 @@ import typer
 
 from resia.events.errors import ResiaError, UsageError
 
-from . import cli_doctor, cli_estimate, cli_fork, cli_log, cli_policy, cli_replay, cli_serve, cli_task, cli_worker
+from . import (
+    cli_doctor,
+    cli_estimate,
+    cli_fork,
+    cli_log,
+    cli_policy,
+    cli_replay,
+    cli_score,
+    cli_serve,
+    cli_task,
+    cli_worker,
+)
 from .cli_options import (
     DONE,
     FAILED,
@@ -63,6 +74,7 @@ for group in (
     cli_doctor,
     cli_estimate,
     cli_task,
+    cli_score,
     cli_replay,
     cli_fork,
     cli_log,

@@ -1,0 +1,58 @@
+"""Scoring a file of answers without a run: the domain is made as a run would make it, and asked for its score.
+
+Which files it takes and what the scores mean is the domain's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from resia.domains.base import FileScore, FileScored
+from resia.events import RunSettings
+from resia.events.errors import UnknownName, UsageError
+
+from .config import load_settings
+from .resources import domain_for
+from .views import Shown
+
+
+def score_file(
+    name: str, protocol: str | None, predictions: Path, options: Sequence[str], cache: Path | None
+) -> tuple[FileScore, ...]:
+    """Scores of `predictions` under `protocol`, by default the domain's first; `options` are the domain's, as
+    name=value. UsageError for what cannot be used."""
+    if not predictions.is_file():
+        raise UsageError(f"there is no file {predictions}: check the name given to --predictions")
+    settings = load_settings(None, [f"domain_options.{option}" for option in options], RunSettings(domain=name))
+    domain = domain_for(settings, cache)
+    if not isinstance(domain, FileScored):
+        raise UsageError(f"domain '{name}' scores no files: it has no score_file")
+    chosen = protocol or domain.protocols()[0]
+    if chosen not in domain.protocols():
+        raise UnknownName(f"protocol of the {name} domain", chosen, domain.protocols())
+    return domain.score_file(chosen, predictions)
+
+
+def shown(domain: str, predictions: Path, scores: Sequence[FileScore]) -> Shown:
+    """One JSON line a split, or as many lines of text."""
+    lines = [{"domain": domain, "predictions": str(predictions), **_plain(score)} for score in scores]
+    return Shown(tuple(lines), tuple(_text(score) for score in scores))
+
+
+def _plain(score: FileScore) -> dict[str, Any]:
+    held: dict[str, Any] = msgspec.to_builtins(score)
+    return held
+
+
+def _text(score: FileScore) -> str:
+    values = "  ".join(f"{name} {value:.4f}" for name, value in sorted(score.scores.items()))
+    head = f"{score.protocol} {score.split}: {values}  ({score.answered} of {score.denominator} answered)"
+    return head + _counts("invalid", score.invalid) + _counts("ignored", score.ignored)
+
+
+def _counts(word: str, counts: Mapping[str, int]) -> str:
+    return "".join(f"\n  {word}: {kind} {count}" for kind, count in sorted(counts.items()))
