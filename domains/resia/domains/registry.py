@@ -17,7 +17,10 @@ from resia.domains.base import Domain, Stepwise
 from resia.events.errors import UnknownName, UsageError
 
 GROUP = "resia.domains"
-BUILT_IN: Mapping[str, tuple[str, str]] = {"denoising": ("resia.domains.denoising.domain", "Denoising")}
+BUILT_IN: Mapping[str, tuple[str, str]] = {
+    "denoising": ("resia.domains.denoising.domain", "Denoising"),
+    "trimul": ("resia.domains.trimul.domain", "TriMul"),
+}
 
 
 class Factory(Protocol):
