@@ -15,7 +15,7 @@ import typer
 
 from resia.events.errors import ResiaError, UnknownName, UsageError
 
-from . import cli_fork, cli_log, cli_policy, cli_replay, cli_worker
+from . import cli_fork, cli_kernel, cli_log, cli_policy, cli_replay, cli_worker
 from .cli_options import (
     DONE,
     FAILED,
@@ -46,7 +46,7 @@ assets_app = typer.Typer(help="Models and data that packages carry.", no_args_is
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
-for group in (cli_replay, cli_fork, cli_log, cli_policy, cli_worker):
+for group in (cli_replay, cli_fork, cli_kernel, cli_log, cli_policy, cli_worker):
     group.register(app)
 
 
