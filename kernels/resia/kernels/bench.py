@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resia.domains.trimul.cases import FULL, SMALL, Suite, suite
 from resia.domains.trimul.roofline import Device
@@ -25,9 +25,9 @@ class BenchPorts(NamedTuple):
     """What judging needs. `lease` waits until the device is free and holds it: one kernel at a time on each."""
 
     chamber: Callable[[], Chamber]
-    lease: Callable[[], AbstractContextManager[object]]
+    lease: Callable[[Device], AbstractContextManager[object]]
     blobs: Blobs
-    live: Callable[[dict[str, object]], None]
+    live: Callable[[dict[str, Any]], None]
     budget: Budget = Budget()
 
 
@@ -54,7 +54,7 @@ def judge_submission(fact: Fact, root_seed: int, ports: BenchPorts) -> Iterator[
 
 def _judged(source: str, event: KernelSubmitted, seed: int, ports: BenchPorts) -> Verdict:
     chamber = ports.chamber()
-    with ports.lease():
+    with ports.lease(chamber.device):
         judge = Judge(
             chamber,
             cases_for(event.suite, chamber.device),

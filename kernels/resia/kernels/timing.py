@@ -32,13 +32,14 @@ DISAGREEMENT = 0.10
 
 class Budget(msgspec.Struct, frozen=True):
     """How long a case may be timed. `pairs` of batches must agree, of at most `tries`; a long batch takes `batch_us` or
-    more and has `most_calls` or fewer; the others are the public protocol's."""
+    more and has `least_calls` to `most_calls` where memory allows; the others are the public protocol's."""
 
     pairs: int = 3
     tries: int = 9
     batch_us: float = 60_000.0
-    most_calls: int = 32
-    most_bytes: int = 4 << 30
+    least_calls: int = 16
+    most_calls: int = 64
+    most_bytes: int = 8 << 30
     least_repeats: int = 3
     most_repeats: int = 100
     error: float = 0.001
@@ -104,7 +105,7 @@ def gpumode(candidate: Candidate, case: Case, seed: int, budget: Budget | None =
 
 def _calls(case: Case, device: Device, us: float, budget: Budget) -> int:
     """Calls of a long batch: inputs beyond the cache, and long enough for a clock, within memory."""
-    wanted = max(4, device.cache_bytes // case.x_bytes + 1, math.ceil(budget.batch_us / max(us, 1.0)))
+    wanted = max(budget.least_calls, device.cache_bytes // case.x_bytes + 1, math.ceil(budget.batch_us / max(us, 1.0)))
     return max(2, min(wanted, budget.most_calls, budget.most_bytes // (2 * case.x_bytes)))
 
 

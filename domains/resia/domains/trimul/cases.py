@@ -1,7 +1,7 @@
 """Which shapes are tested and which are timed, and the score over them.
 
 `full` is the public benchmark's and is meant for a GPU. `small` has the same seven laws and masks at an eighth of each
-N, for a processor; its microseconds compare with no published number.
+N, for a processor; its microseconds compare with no published number. `smoke` is for a first look, in seconds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Suite(NamedTuple):
 
 FULL = Suite("full", _every(_TESTED), _TIMED)
 SMALL = Suite("small", _every(((16, 1, 128), (17, 2, 256), (24, 1, 384))), tuple(map(smaller, _TIMED)))
-SUITES = {suite.name: suite for suite in (FULL, SMALL)}
+SMOKE = Suite("smoke", (Case(12, 1, 32), Case(9, 2, 32, "cauchy", masked=True)), (Case(16, 1, 64),))
+SUITES = {suite.name: suite for suite in (FULL, SMALL, SMOKE)}
 
 
 def suite(name: str) -> Suite:
