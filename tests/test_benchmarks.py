@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ def test_log(measured, everything):
 def test_sandbox(measured, everything):
     result = measured("sandbox", "--starts", "1", "--calls", "2")
     assert shows(everything, "sandbox", result) == labels(everything, "sandbox")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a chamber needs Linux")
+def test_trimul(measured, everything):
+    small = ("--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "torch-fused")
+    result = measured("trimul", *small)
+    assert (result["unit"], result["suite"]) == ("CPU microseconds", "smoke")
+    row = result["kernels"]["torch-fused"]
+    assert row["geomean_us"] > row["floor_us"] > 0
+    assert shows(everything, "trimul", result) == ["TriMul, torch, fused"]
+    with pytest.raises(SystemExit):
+        measured("trimul", "--kernels", "cuda-fused", "--device", "cpu")
 
 
 def test_gate(measured, everything):

@@ -46,7 +46,7 @@ def bench(bus, run: str, resources: Resources, name: str) -> asyncio.Task[None]:
 @needs_linux
 async def test_each_submission_has_one_verdict(bus, run, tmp_path):
     blobs = DirectoryBlobs(tmp_path / "blobs")
-    sources = [RIGHT, RIGHT.replace('weights["out_proj"]', '2 * weights["out_proj"]')]
+    sources = [RIGHT, RIGHT.replace('weights["out_norm_bias"]', 'weights["out_norm_weight"]')]
     await bus.append(run, [clerk(run).genesis(requested())])
     (first,) = await own_workers.log_of(bus, run)
     asked = [submitted(blobs.put(source.encode(), MEDIA)) for source in sources]

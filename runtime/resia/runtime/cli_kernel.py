@@ -20,7 +20,9 @@ FileArgument = Annotated[
 ConfigOption = Annotated[
     list[str] | None, typer.Option("--config", metavar="NAME=VALUE", help="Given to each call; once for each.")
 ]
-SuiteOption = Annotated[str | None, typer.Option("--suite", help="full, small or smoke; without it full on a GPU, small elsewhere.")]
+SuiteOption = Annotated[
+    str | None, typer.Option("--suite", help="full, small or smoke; without it full on a GPU, small elsewhere.")
+]
 CaseOption = Annotated[
     list[str] | None,
     typer.Option("--case", metavar="N/B/C[-cauchy][-masked]", help="Only this case; once for each."),
