@@ -6,6 +6,7 @@ Heavy libraries are imported here, by the process that needs them and only then.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -80,6 +81,7 @@ class Resources:
         self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
         self._policy = lru_cache(maxsize=1)(self._load_policy)
         self._chambers: dict[int, ProcessChamber] = {}  # by threads
+        self._starting = threading.Lock()
 
     def domain(self, request: RunRequested) -> Domain:
         """The run's domain over exactly the data the run began with."""
@@ -103,9 +105,10 @@ class Resources:
 
     def chamber(self, threads: int) -> ProcessChamber:
         """Where kernel files are judged: the GPU of this machine, or `threads` of its processor. Raises UsageError."""
-        if threads not in self._chambers:
-            self._chambers[threads] = self._start_chamber(threads)
-        return self._chambers[threads]
+        with self._starting:  # runs are served by threads of their own
+            if threads not in self._chambers:
+                self._chambers[threads] = self._start_chamber(threads)
+            return self._chambers[threads]
 
     def lease(self, device: Device) -> AbstractContextManager[None]:
         """`device` for one process of this machine at a time."""

@@ -53,7 +53,7 @@ def _request(state: RunState) -> RunRequested:
 
 
 def _nothing(state: RunState, fact: Fact) -> list[Event]:
-    """Meta and the kernel-bench have no rules: asking for a run is asking for a draft, a kernel asks for its verdict."""
+    """Meta and the kernel-bench have no rules: asking for a run asks for a draft, a kernel for its verdict."""
     del state, fact
     return []
 
