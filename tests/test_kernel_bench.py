@@ -182,7 +182,7 @@ def test_a_file_is_verified_and_timed(capsys, tmp_path):
         (["verify", "gone.py"], "kernel file gone.py cannot be read: No such file"),
         (["verify", "bytes.py"], "bytes.py is no text in UTF-8 (byte 0)"),
         (["bench", "ok.py", "--protocol", "quick"], "unknown protocol 'quick'"),
-        (["verify", "ok.py", "--suite", "larg"], "unknown suite of cases 'larg'"),
+        (["verify", "ok.py", "--suite", "fulll"], "unknown suite of cases 'fulll'"),
         (["verify", "ok.py", "--case", "16x1x8"], "such as 32/1/128-masked, not '16x1x8'"),
         (["verify", "ok.py", "--case", "0/1/8"], "not '0/1/8'"),
         (["verify", "ok.py", "--config", "fuse"], "--config takes NAME=VALUE"),

@@ -127,8 +127,8 @@ def test_the_cases_are_the_published_ones():
     for known in SUITES.values():
         assert any(case.masked for case in known.tested)
         assert len({case.name for case in known.tested}) == len(known.tested)
-    with pytest.raises(UnknownName, match="small"):
-        suite("smal")
+    with pytest.raises(UnknownName, match="smoke"):
+        suite("smokes")
 
 
 def test_score_and_reward():
