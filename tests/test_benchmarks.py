@@ -82,7 +82,8 @@ def test_sandbox(measured, everything):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a chamber needs Linux")
-def test_trimul(measured, everything):
+def test_trimul(measured, everything, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # it waits for no other kernel on this machine
     small = ("--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "torch-fused")
     result = measured("trimul", *small)
     assert (result["unit"], result["suite"]) == ("CPU microseconds", "smoke")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,12 @@ LIMIT_S = 120.0
 MEDIA = "text/x-python"
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="a chamber needs Linux")
 torch = pytest.importorskip("torch", reason="torch is not installed")
+
+
+@pytest.fixture(autouse=True)
+def leases(monkeypatch, tmp_path):
+    """Leases of the test's own: it must not wait for what else is judged on this machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def submitted(blob: Blob) -> KernelSubmitted:
@@ -138,15 +145,16 @@ def test_a_run_of_trimul_has_a_bench_and_others_when_asked():
 async def test_one_kernel_at_a_time_on_a_device(tmp_path):
     one, other = (Device(name, "cpu", 1.0, 1.0, 1) for name in ("A, 1 threads", "B, 1 threads"))
     assert lease_path(one, tmp_path) == lease_path(Device("A, 2 threads", "cpu", 1.0, 1.0, 1), tmp_path)
-    order: list[str] = []
+    order, busy = list[str](), threading.Event()
 
     def second() -> None:
-        with lease(one, tmp_path):
+        with lease(one, tmp_path, busy.set):
             order.append("second")
 
     with lease(one, tmp_path):
         waiting = asyncio.create_task(asyncio.to_thread(second))
         await asyncio.to_thread(lambda: lease(other, tmp_path).__enter__())
+        await asyncio.to_thread(busy.wait)
         order.append("first")
     await asyncio.wait_for(waiting, LIMIT_S)
     assert order == ["first", "second"]
@@ -182,7 +190,7 @@ def test_a_file_is_verified_and_timed(capsys, tmp_path):
         (["verify", "gone.py"], "kernel file gone.py cannot be read: No such file"),
         (["verify", "bytes.py"], "bytes.py is no text in UTF-8 (byte 0)"),
         (["bench", "ok.py", "--protocol", "quick"], "unknown protocol 'quick'"),
-        (["verify", "ok.py", "--suite", "fulll"], "unknown suite of cases 'fulll'"),
+        (["verify", "ok.py", "--suite", "tiny"], "unknown suite of cases 'tiny'"),
         (["verify", "ok.py", "--case", "16x1x8"], "such as 32/1/128-masked, not '16x1x8'"),
         (["verify", "ok.py", "--case", "0/1/8"], "not '0/1/8'"),
         (["verify", "ok.py", "--config", "fuse"], "--config takes NAME=VALUE"),

@@ -74,7 +74,11 @@ def lines(verdict: Verdict) -> Iterator[str]:
 def _judge(work: Work, say: Say) -> Iterator[Judge]:
     device = find(work.device, work.threads)
     suite = _suite(work, cases_for(work.suite or "", device))
-    with ProcessChamber(Limits(threads=work.threads), device, work.unsafe_local) as chamber, lease(device):
+
+    def busy() -> None:
+        say(f"waiting: another kernel is on {device.name}")
+
+    with ProcessChamber(Limits(threads=work.threads), device, work.unsafe_local) as chamber, lease(device, busy=busy):
         if chamber.tier.startswith("unsafe"):
             say("this file runs without a sandbox: it may do whatever you may")
         yield Judge(chamber, suite, say=say)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,12 +23,15 @@ def lease_path(device: Device, folder: Path | None = None) -> Path:
 
 
 @contextmanager
-def lease(device: Device, folder: Path | None = None) -> Iterator[None]:
-    """Wait until nobody else holds `device`, and hold it."""
+def lease(device: Device, folder: Path | None = None, busy: Callable[[], None] | None = None) -> Iterator[None]:
+    """Wait until nobody else holds `device`, and hold it; `busy` is called once if somebody does."""
     path = lease_path(device, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
-        while not _taken(handle.fileno()):
+        held = not _taken(handle.fileno())
+        if held and busy is not None:
+            busy()
+        while held and not _taken(handle.fileno()):
             time.sleep(POLL_S)
         yield
 
