@@ -69,6 +69,11 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("sandbox call", ("call_ms",), "{:.1f} ms"),
         Figure("sandbox, whole rollout", ("rollout_ms",), "{:.1f} ms"),
     ),
+    "trimul": (
+        Figure("TriMul, torch, plain", ("kernels", "torch-plain", "geomean_us"), "{:,.0f} us"),
+        Figure("TriMul, torch, fused", ("kernels", "torch-fused", "geomean_us"), "{:,.0f} us"),
+        Figure("TriMul, Triton, fused", ("kernels", "triton-fused", "geomean_us"), "{:,.0f} us"),
+    ),
     "gate": (
         Figure("false accept, 24 binary items", _false_accept("binary-24"), "{:.3f}"),
         Figure("false accept, 60 binary items", _false_accept("binary-60"), "{:.3f}"),

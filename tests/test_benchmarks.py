@@ -87,6 +87,19 @@ def test_sandbox(measured, everything):
         assert min(figures[name] for name in ("boot_ms", "start_ms", "call_ms", "rollout_ms")) > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a chamber needs Linux")
+def test_trimul(measured, everything, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # it waits for no other kernel on this machine
+    small = ("--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "torch-fused")
+    result = measured("trimul", *small)
+    assert (result["unit"], result["suite"]) == ("CPU microseconds", "smoke")
+    row = result["kernels"]["torch-fused"]
+    assert row["geomean_us"] > row["floor_us"] > 0
+    assert shows(everything, "trimul", result) == ["TriMul, torch, fused"]
+    with pytest.raises(SystemExit):
+        measured("trimul", "--kernels", "cuda-fused", "--device", "cpu")
+
+
 def test_gate(measured, everything):
     result = measured("gate", "--runs", "10")
     assert shows(everything, "gate", result) == labels(everything, "gate")

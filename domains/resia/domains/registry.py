@@ -23,6 +23,7 @@ GROUP = "resia.domains"
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "denoising": ("resia.domains.denoising.domain", "Denoising"),
     "lawbench": ("resia.domains.lawbench.domain", "LawBench"),
+    "trimul": ("resia.domains.trimul.domain", "TriMul"),
 }
 
 

@@ -45,6 +45,8 @@ from .harness_value import (
     decode_harness,
 )
 from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
+from .kernel import Protocol as KernelProtocol
+from .kernel import Stage as KernelStage
 from .policy import Arm, LearnedPolicy, OperatorArm, Source, decode_policy
 from .run import (
     BudgetSpent,
@@ -143,7 +145,9 @@ __all__ = [
     "HarnessDrafted",
     "HarnessEdited",
     "KernelBenchmarked",
+    "KernelProtocol",
     "KernelRejected",
+    "KernelStage",
     "KernelSubmitted",
     "Landscape",
     "LearnedPolicy",

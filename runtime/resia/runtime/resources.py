@@ -6,8 +6,10 @@ Heavy libraries are imported here, by the process that needs them and only then.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +28,11 @@ from . import assets
 from .fitting import physical_memory, warn_if_too_large
 
 if TYPE_CHECKING:
+    from resia.domains.trimul.roofline import Device
     from resia.trainers.policy import Policy
     from resia.trainers.world import World
 
+    from .chamber.process import ProcessChamber
     from .sandbox import ProcessSandbox
 
 # Where a domain's data comes from when its options name no path: an asset of this package's catalogue.
@@ -78,6 +82,8 @@ class Resources:
         self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
         self._policy = lru_cache(maxsize=1)(self._load_policy)
         self._chat = lru_cache(maxsize=1)(self._reach_endpoint)
+        self._chambers: dict[int, ProcessChamber] = {}  # by threads
+        self._starting = threading.Lock()
 
     def domain(self, request: RunRequested) -> Domain:
         """The run's domain over exactly the data the run began with."""
@@ -101,6 +107,19 @@ class Resources:
 
     def policy(self, request: RunRequested, training: TrainingSettings) -> Policy:
         return self._policy(request.settings.engine, request.model_digest, training)
+
+    def chamber(self, threads: int) -> ProcessChamber:
+        """Where kernel files are judged: the GPU of this machine, or `threads` of its processor. Raises UsageError."""
+        with self._starting:  # runs are served by threads of their own
+            if threads not in self._chambers:
+                self._chambers[threads] = self._start_chamber(threads)
+            return self._chambers[threads]
+
+    def lease(self, device: Device) -> AbstractContextManager[None]:
+        """`device` for one process of this machine at a time."""
+        from .chamber.lease import lease
+
+        return lease(device)
 
     def manifest(self, request: RunRequested) -> Manifest:
         """What an adapter's bytes depend on, as the trainer sees it."""
@@ -152,7 +171,9 @@ class Resources:
             return "none"
 
     def close(self) -> None:
-        """End the sandbox's processes, where it was started."""
+        """End the processes of sandbox and chamber, where they were started."""
+        while self._chambers:
+            self._chambers.popitem()[1].close()
         if self._sandbox.cache_info().currsize:
             self._sandbox().close()
             self._sandbox.cache_clear()
@@ -189,6 +210,14 @@ class Resources:
         from .sandbox import ProcessSandbox, SandboxLimits
 
         return ProcessSandbox(SandboxLimits(), unsafe_local=self._unsafe)
+
+    def _start_chamber(self, threads: int) -> ProcessChamber:
+        from resia.kernels.ports import Limits
+
+        from .chamber.devices import find
+        from .chamber.process import ProcessChamber
+
+        return ProcessChamber(Limits(threads=threads), find("auto", threads), unsafe_local=self._unsafe)
 
     def _load_policy(self, engine: EngineSettings, digest: str, training: TrainingSettings) -> Policy:
         if self._world is None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from resia.events import ControlRequested, EditRequested, Event, Fact, RolloutsRequested, RoundRequested, RunRequested
+from resia.events import (
+    ControlRequested,
+    EditRequested,
+    Event,
+    Fact,
+    KernelSubmitted,
+    RolloutsRequested,
+    RoundRequested,
+    RunRequested,
+)
 from resia.events.errors import UnknownName
 from resia.replay.state import RunState
 
@@ -13,7 +22,7 @@ from .resources import Resources
 from .worker import Role
 
 LiveOf = Callable[[str], Callable[[dict[str, Any]], None]]
-ROLE_NAMES = ("meta", "task", "feedback", "trainer")
+ROLE_NAMES = ("meta", "task", "feedback", "trainer", "kernel-bench")
 
 
 def role(name: str, resources: Resources, live_of: LiveOf) -> Role:
@@ -23,6 +32,7 @@ def role(name: str, resources: Resources, live_of: LiveOf) -> Role:
         "task": _task,
         "feedback": _feedback,
         "trainer": _trainer,
+        "kernel-bench": _kernel_bench,
     }
     if name not in makers:
         raise UnknownName("role", name, ROLE_NAMES)
@@ -43,7 +53,7 @@ def _request(state: RunState) -> RunRequested:
 
 
 def _nothing(state: RunState, fact: Fact) -> list[Event]:
-    """Meta has no rules: the request for a run is itself the request for a draft."""
+    """Meta and the kernel-bench have no rules: asking for a run asks for a draft, a kernel for its verdict."""
     del state, fact
     return []
 
@@ -111,3 +121,19 @@ def _trainer(resources: Resources, live_of: LiveOf) -> Role:
         return performing.train(state, fact, ports)
 
     return Role("trainer", decider.DECIDES, decider.decide, (RoundRequested,), perform)
+
+
+def _kernel_bench(resources: Resources, live_of: LiveOf) -> Role:
+    from resia.kernels import bench
+
+    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+        settings = _request(state).settings
+        ports = bench.BenchPorts(
+            chamber=lambda: resources.chamber(settings.engine.threads),
+            lease=resources.lease,
+            blobs=resources.blobs,
+            live=live_of(fact.envelope.run),
+        )
+        return bench.judge_submission(fact, settings.seed, ports)
+
+    return Role("kernel-bench", (), _nothing, (KernelSubmitted,), perform)

@@ -35,7 +35,9 @@ from .supervisor import Died, Supervisor
 from .tenancy import Serving
 from .worker import Clerk, Follower, cancelled
 
-DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1}
+DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1, "kernel-bench": 0}
+OPTIONAL = frozenset({"trainer", "kernel-bench"})  # may be attached from elsewhere: on several ranks, with a GPU
+KERNEL_DOMAINS = frozenset({"trimul"})  # a run of these has a kernel-bench
 MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
 SLOT_BYTES = 100  # of an evaluation's event a rollout takes, beside its item's name
 DISK_CHECK_S = 1.0
@@ -76,7 +78,7 @@ def parse_workers(specs: list[str]) -> dict[str, int]:
         name, mark, count = spec.partition("=")
         if name not in chosen:
             raise UnknownName("role", name, chosen)
-        least = 0 if name == "trainer" else 1  # it may be attached from elsewhere, on several ranks
+        least = 0 if name in OPTIONAL else 1
         if not mark or not count.isdigit() or int(count) < least:
             raise UsageError(f"--workers takes role=number of at least {least}, such as task=2, not '{spec}'")
         chosen[name] = int(count)
@@ -224,7 +226,7 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
         asyncio.create_task(_guard_disk(session)),
         asyncio.create_task(guard_seconds(bus, session.run, session.store, settings.loop.seconds_budget, follower)),
         asyncio.create_task(_guard_server(log, watch, lambda: witness.check(bus, session.run))),
-        *(asyncio.create_task(supervisor.keep(c)) for c in _configs(log.access, session)),
+        *(asyncio.create_task(supervisor.keep(c)) for c in _configs(log.access, session, settings.domain)),
     ]
     watch.started(supervisor)
     end = asyncio.create_task(ended.wait())
@@ -277,7 +279,12 @@ async def _guard_server(log: Serving, watch: Watch, check: Callable[[], Awaitabl
         await asyncio.sleep(SERVER_CHECK_S)
 
 
-def _configs(access: Access, session: Session) -> list[ProcessConfig]:
+def _processes(workers: Mapping[str, int], domain: str) -> dict[str, int]:
+    """Processes a role: a run of a domain with kernels has a bench, where nothing else was asked for."""
+    return {**workers, "kernel-bench": workers.get("kernel-bench", 0) or int(domain in KERNEL_DOMAINS)}
+
+
+def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfig]:
     return [
         ProcessConfig(
             url=access.url,
@@ -290,6 +297,6 @@ def _configs(access: Access, session: Session) -> list[ProcessConfig]:
             run=session.run,
             unsafe_local=session.unsafe_local,
         )
-        for role, count in session.workers.items()
+        for role, count in _processes(session.workers, domain).items()
         for number in range(1, count + 1)
     ]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from resia.runtime.sandbox import kernel
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG = 1
 _PATH_BENEATH = 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+WRITE_FILE, READ_FILE, READ_DIR = 1 << 1, 1 << 2, 1 << 3
 # The number of file rights that each ABI handles: refer came with 2, truncate with 3, device ioctls with 5.
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _FILE_RIGHTS_SINCE_5 = 16
@@ -41,11 +41,11 @@ def attributes(version: int) -> bytes:
 
 
 def _readable(root: str) -> Iterator[tuple[str, int]]:
-    yield root, _READ_DIR
+    yield root, READ_DIR
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name not in NOT_STANDARD and (entry.is_dir() or entry.is_file()):
-                yield entry.path, _READ_FILE
+                yield entry.path, READ_FILE
 
 
 def ruleset(roots: Sequence[str]) -> int:
@@ -53,16 +53,20 @@ def ruleset(roots: Sequence[str]) -> int:
 
     Packages installed beside the standard library are not part of it. Raises OSError.
     """
+    return granted(pair for root in roots for pair in _readable(root))
+
+
+def granted(paths: Iterable[tuple[str, int]]) -> int:
+    """A descriptor of rules under which nothing is allowed but the rights given with each path. Raises OSError."""
     attr = attributes(abi())
     rules = kernel.syscall("landlock_create_ruleset", _CREATE_RULESET, attr, len(attr), 0)
-    for root in roots:
-        for path, rights in _readable(root):
-            parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            try:
-                beneath = struct.pack("=Qi", rights, parent)
-                kernel.syscall("landlock_add_rule", _ADD_RULE, rules, _PATH_BENEATH, beneath, 0)
-            finally:
-                os.close(parent)
+    for path, rights in paths:
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            beneath = struct.pack("=Qi", rights, parent)
+            kernel.syscall("landlock_add_rule", _ADD_RULE, rules, _PATH_BENEATH, beneath, 0)
+        finally:
+            os.close(parent)
     return rules
 
 

@@ -26,8 +26,8 @@ _X32_CALLS = 0x40000000
 ALLOW, KILL, DENY = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 
 # Name: (x86_64, aarch64); None where the architecture has no such call.
-_Table = Mapping[str, tuple[int | None, int | None]]
-_ALLOWED: _Table = {
+Table = Mapping[str, tuple[int | None, int | None]]
+_ALLOWED: Table = {
     "read": (0, 63),
     "write": (1, 64),
     "close": (3, 57),
@@ -67,8 +67,8 @@ _ALLOWED: _Table = {
     "getdents64": (217, 61),
     "getcwd": (79, 17),
 }
-_ALLOWED_UNLESS_EXECUTABLE: _Table = {"mmap": (9, 222), "mprotect": (10, 226)}
-_KILLED: _Table = {
+_ALLOWED_UNLESS_EXECUTABLE: Table = {"mmap": (9, 222), "mprotect": (10, 226)}
+_KILLED: Table = {
     # other processes' memory and descriptors
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -136,17 +136,21 @@ class Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_uint16), ("filter", ctypes.POINTER(Instruction))]
 
 
-def _numbers(table: _Table, column: int) -> list[int]:
+def _numbers(table: Table, column: int) -> list[int]:
     return [number for row in table.values() if (number := row[column]) is not None]
 
 
-def instructions(architecture: Architecture) -> list[tuple[int, int, int, int]]:
+def instructions(
+    architecture: Architecture, also: Table | None = None, executable: bool = False
+) -> list[tuple[int, int, int, int]]:
     """The filter as (code, jump if true, jump if false, operand); jumps count the instructions to skip.
 
-    The calls are compared one by one, and the verdicts follow: deny, allow, kill, and deny-if-executable.
+    The calls are compared one by one, and the verdicts follow: deny, allow, kill, and deny-if-executable. `also`:
+    calls that are allowed beside the usual; `executable`: memory may be.
     """
-    calls = [(number, "allow") for number in _numbers(_ALLOWED, architecture.column)]
-    calls += [(number, "protection") for number in _numbers(_ALLOWED_UNLESS_EXECUTABLE, architecture.column)]
+    calls = [(number, "allow") for number in _numbers({**_ALLOWED, **(also or {})}, architecture.column)]
+    mapped = "allow" if executable else "protection"
+    calls += [(number, mapped) for number in _numbers(_ALLOWED_UNLESS_EXECUTABLE, architecture.column)]
     calls += [(number, "kill") for number in _numbers(_KILLED, architecture.column)]
     deny = 4 + len(calls)
     at = {"deny": deny, "allow": deny + 1, "kill": deny + 2, "protection": deny + 3}
@@ -169,12 +173,12 @@ def assemble(steps: list[tuple[int, int, int, int]]) -> Program:
     return Program(len(steps), listing)
 
 
-def program(machine: str) -> Program:
-    """The filter for `machine` as uname names it. OSError where its calls are not known here."""
+def program(machine: str, also: Table | None = None, executable: bool = False) -> Program:
+    """The filter for `machine` as uname names it, see `instructions`. OSError where its calls are not known here."""
     architecture = ARCHITECTURES.get(machine)
     if architecture is None or sys.maxsize < 2**32:
         raise OSError(errno.ENOSYS, f"no seccomp filter for {machine}, only for 64-bit {' and '.join(ARCHITECTURES)}")
-    return assemble(instructions(architecture))
+    return assemble(instructions(architecture, also, executable))
 
 
 def install(filters: Program) -> None:

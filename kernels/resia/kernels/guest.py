@@ -1,0 +1,251 @@
+"""The inside of the chamber: define a kernel file, call it, time each call. The standard library and torch.
+
+The kernel shares this interpreter, so nothing here is a lock and nothing it says is believed by itself: it can forge
+its times, and the other side holds its own clock against them; it cannot forge an output, because the other side made
+the inputs and reads the memory. Every function that times or checks is taken into a local variable before the kernel is
+defined, where patching a module does not reach it.
+"""
+
+from __future__ import annotations
+
+import json
+import linecache
+import math
+import mmap
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+FILENAME = "<kernel>"
+HEADER = struct.Struct("!I")
+GO = b"G"
+MESSAGE_CHARS = 600
+EXIT_MEMORY = 42
+
+
+class Failed(Exception):
+    """The kernel's failure, by name."""
+
+    def __init__(self, failure: str, detail: str) -> None:
+        super().__init__(detail)
+        self.failure, self.detail = failure, detail[:MESSAGE_CHARS]
+
+
+class Tools(NamedTuple):
+    """What is taken before the kernel is there. `elapsed(f)`: the result of f and its nanoseconds, device included."""
+
+    torch: Any
+    tensor: type
+    float32: Any
+    device: str
+    elapsed: Callable[[Callable[[], Any]], tuple[Any, float]]
+    threads: Callable[[], int]
+
+
+def tools(device: str, tasks: int) -> Tools:
+    """`tasks`: a descriptor of this process's folder of threads, or -1 where there is none."""
+    import torch
+
+    elapsed = _cuda_elapsed(torch) if device == "cuda" else _cpu_elapsed()
+    listdir = os.listdir
+    return Tools(torch, torch.Tensor, torch.float32, device, elapsed, lambda: len(listdir(tasks)) if tasks >= 0 else 0)
+
+
+def _cpu_elapsed() -> Callable[[Callable[[], Any]], tuple[Any, float]]:
+    clock = time.perf_counter_ns
+
+    def elapsed(call: Callable[[], Any]) -> tuple[Any, float]:
+        started = clock()
+        made = call()
+        return made, clock() - started
+
+    return elapsed
+
+
+def _cuda_elapsed(torch: Any) -> Callable[[Callable[[], Any]], tuple[Any, float]]:
+    """Events round the call; the second is recorded when every stream of the device is done."""
+    event, synchronize = torch.cuda.Event, torch.cuda.synchronize
+    record, between = event.record, event.elapsed_time
+
+    def elapsed(call: Callable[[], Any]) -> tuple[Any, float]:
+        start, stop = event(enable_timing=True), event(enable_timing=True)
+        synchronize()
+        record(start)
+        made = call()
+        synchronize()
+        record(stop)
+        synchronize()
+        return made, between(start, stop) * 1e6
+
+    return elapsed
+
+
+def serve(control: int, arena: int, found: Tools) -> None:
+    """Answer orders from descriptor `control` until it ends; arrays lie in the memory behind `arena`."""
+    kernel, config = None, {}
+    while (order := receive(control)) is not None:
+        try:
+            if order["do"] == "load":
+                kernel, config = _define(order["source"]), order["config"]
+                send(control, {"done": True})
+            else:
+                _batch(control, arena, order, kernel, config, found)
+        except Failed as failed:
+            send(control, {"failure": failed.failure, "detail": failed.detail})
+
+
+def send(control: int, message: dict[str, Any]) -> None:
+    payload = json.dumps(message).encode()
+    data = HEADER.pack(len(payload)) + payload
+    while data:
+        data = data[os.write(control, data) :]
+
+
+def receive(control: int) -> dict[str, Any] | None:
+    """The next message; None when there is none any more."""
+    head = _exactly(control, HEADER.size)
+    if head is None:
+        return None
+    body = _exactly(control, HEADER.unpack(head)[0])
+    return None if body is None else json.loads(body)
+
+
+def _exactly(control: int, size: int) -> bytes | None:
+    parts = b""
+    while len(parts) < size:
+        part = os.read(control, size - len(parts))
+        if not part:
+            return None
+        parts += part
+    return parts
+
+
+def _define(source: str) -> Callable[..., Any]:
+    # A decorator that compiles looks its function's text up here, as there is no file.
+    linecache.cache[FILENAME] = (len(source), None, source.splitlines(keepends=True), FILENAME)
+    module = type(sys)("kernel_file")
+    sys.modules["kernel_file"] = module
+    try:
+        exec(compile(source, FILENAME, "exec"), module.__dict__)
+    except MemoryError:
+        raise Failed("memory", "out of memory while it was defined") from None
+    except BaseException as error:  # noqa: BLE001 - SystemExit is one of the ways in which a file fails
+        raise Failed("compile", _said(error)) from None
+    kernel = module.__dict__.get("custom_kernel")
+    if not callable(kernel):
+        raise Failed("compile", "it defines no function custom_kernel(x, mask, weights, config)")
+    made: Callable[..., Any] = kernel
+    return made
+
+
+def _said(error: BaseException) -> str:
+    """Kind, message, and the last line of the kernel file that had part in it."""
+    trace, line = error.__traceback__, getattr(error, "lineno", None)
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == FILENAME:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")
+
+
+def _batch(control: int, arena: int, order: dict[str, Any], kernel: Any, config: Any, found: Tools) -> None:
+    """Lay out, wait for the signal, call, say at once that it is done, and only then hand over."""
+    torch = found.torch
+    with mmap.mmap(arena, order["bytes"]) as memory:
+        laid = [_laid_out(call, memory, found) for call in order["calls"]]
+        calls = [_bound(kernel, names, config) for names, _ in laid]
+        threads, caught = found.threads(), list[str]()
+        send(control, {"ready": True})
+        if os.read(control, 1) != GO:
+            return
+        if order["watch"]:
+            sys.settrace(_watcher(caught))
+        try:
+            outputs, ns = _called(calls, found, torch.no_grad)
+        finally:
+            sys.settrace(None)
+        send(control, {"done": True})
+        _check_threads(threads, found)
+        for output, (_, views) in zip(outputs, laid, strict=True):
+            _check(output, views["out"], found)
+        if caught:
+            raise Failed("swallowed", f"it caught an exception of its own instead of failing: {caught[0]}")
+        for output, (names, views) in zip(outputs, laid, strict=True):
+            _hand_over(output, names, views, found)
+        send(control, {"ns": ns})
+        # Views must go before the memory does.
+        del laid, calls, outputs, output, names, views
+
+
+def _laid_out(call: dict[str, Any], memory: mmap.mmap, found: Tools) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors for the kernel, and the views of the arena that they are or are copies of."""
+    views = {
+        name: found.torch.frombuffer(memory, dtype=found.float32, count=math.prod(shape), offset=offset).view(shape)
+        for name, (offset, shape) in call.items()
+    }
+    names = {name: view if found.device == "cpu" else view.to(found.device) for name, view in views.items()}
+    del names["out"]
+    return names, views
+
+
+def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any]) -> Callable[[], Any]:
+    weights = {name: tensor for name, tensor in names.items() if name not in ("x", "mask")}
+    return lambda: kernel(names["x"], names["mask"], dict(weights), dict(config))
+
+
+def _called(calls: list[Callable[[], Any]], found: Tools, no_grad: Any) -> tuple[list[Any], list[float]]:
+    elapsed, outputs, ns = found.elapsed, list[Any](), list[float]()
+    try:
+        with no_grad():
+            for call in calls:
+                made, took = elapsed(call)
+                outputs.append(made)
+                ns.append(took)
+    except MemoryError:
+        raise Failed("memory", "out of memory") from None
+    except BaseException as error:  # noqa: BLE001 - SystemExit is one of the ways in which a kernel fails
+        kind = "memory" if "allocate" in str(error) or "out of memory" in str(error) else "raised"
+        raise Failed(kind, _said(error)) from None
+    return outputs, ns
+
+
+def _watcher(caught: list[str]) -> Callable[..., Any]:
+    """Notes exceptions that come up in the kernel file; one that it does not catch ends the call anyway."""
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename != FILENAME:
+            return None
+        if event == "exception" and not issubclass(argument[0], StopIteration | GeneratorExit):
+            caught.append(f"{argument[0].__name__}: {argument[1]} (line {frame.f_lineno})")
+        return watch
+
+    return watch
+
+
+def _check_threads(before: int, found: Tools) -> None:
+    if found.device == "cpu" and found.threads() > before:
+        raise Failed("thread", "a thread of its own was running when the call had returned")
+
+
+def _check(output: Any, view: Any, found: Tools) -> None:
+    kind: Any = type(output)
+    if kind is not found.tensor:  # a subclass may put its work off
+        raise Failed("type", f"it returned a {kind.__name__}, not a plain torch.Tensor")
+    if output.dtype != found.float32:
+        raise Failed("dtype", f"it returned {output.dtype}, not torch.float32")
+    if tuple(output.shape) != tuple(view.shape):
+        raise Failed("shape", f"it returned the shape {tuple(output.shape)}, not {tuple(view.shape)}")
+
+
+def _hand_over(output: Any, names: dict[str, Any], views: dict[str, Any], found: Tools) -> None:
+    """Copy out, and leave NaN where the output was, so that memory given back holds no answer."""
+    with found.torch.no_grad():
+        views["out"].copy_(output)
+        if output.is_contiguous():
+            output.fill_(math.nan)
+        if found.device != "cpu":
+            for name, tensor in names.items():
+                views[name].copy_(tensor)

@@ -1,0 +1,123 @@
+"""How a case is timed: the public protocol and the strict one. Every call has inputs of its own.
+
+`gpumode`: one call at a time, 3 to 100 of them, until the standard error is under 0.1% of the mean, the kernel has run
+for 10 s, or 120 s have passed. It believes the clock inside.
+
+`strict`: batches of different length whose inputs together overflow the cache. The clock outside sees each batch from
+the signal to its end; the difference of two batches over the difference of their lengths is the time of a call, free of
+what a batch itself costs. A pair of batches counts only if the clock inside says the same to within 10%; a kernel that
+has too few such pairs is quarantined. So a forged clock, and work put off beyond a call's end, gain nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from resia.domains.trimul.operator import Case
+from resia.domains.trimul.roofline import Device
+from resia.events.errors import SandboxError
+from resia.events.ids import seed_for
+
+from .checking import inputs, recheck
+from .ports import Candidate, Ran
+
+SEED_STEP = 13
+DISAGREEMENT = 0.10
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """How long a case may be timed. `pairs` of batches must agree, of at most `tries`; a long batch takes `batch_us` or
+    more and has `least_calls` to `most_calls` where memory allows; the others are the public protocol's."""
+
+    pairs: int = 3
+    tries: int = 9
+    batch_us: float = 60_000.0
+    least_calls: int = 16
+    most_calls: int = 64
+    most_bytes: int = 8 << 30
+    least_repeats: int = 3
+    most_repeats: int = 100
+    error: float = 0.001
+    kernel_s: float = 10.0
+    wall_s: float = 120.0
+
+
+class Timed(NamedTuple):
+    """Mean microseconds of a call, and of how many calls."""
+
+    us: float
+    calls: int
+
+
+class Pair(NamedTuple):
+    """A short and a long batch: microseconds a call, by the clock inside and by the one outside."""
+
+    inside_us: float
+    wall_us: float
+    long: Ran
+
+    @property
+    def gap(self) -> float:
+        """How far apart the two are, relative to the outer; infinite where that is no time at all."""
+        return abs(self.inside_us - self.wall_us) / self.wall_us if self.wall_us > 0 else math.inf
+
+
+def strict(candidate: Candidate, case: Case, device: Device, seed: int, budget: Budget | None = None) -> Timed:
+    """Time one case; the mean over the long batches of the pairs that agree. Raises SandboxError."""
+    budget = budget or Budget()
+    first = _batch(candidate, case, 1, seed_for(seed, "warm"))
+    long = _calls(case, device, first.inside_us[0], budget)
+    pairs: list[Pair] = []
+    for number in range(budget.tries):
+        pairs.append(_pair(candidate, case, long, seed_for(seed, "pair", number)))
+        good = [pair for pair in pairs if pair.gap <= DISAGREEMENT]
+        if len(good) >= budget.pairs:
+            times = [us for pair in good for us in pair.long.inside_us]
+            return Timed(statistics.fmean(times), len(times))
+    inside, wall = (
+        statistics.median(values) for values in zip(*((p.inside_us, p.wall_us) for p in pairs), strict=True)
+    )
+    raise SandboxError(
+        "quarantined",
+        f"case {case.name}: a call takes {inside:.0f} us by the clock inside and {wall:.0f} us by the judge's"
+        f" (medians of {len(pairs)} pairs of batches, {len(good)} of which agree to {DISAGREEMENT:.0%})",
+    )
+
+
+def gpumode(candidate: Candidate, case: Case, seed: int, budget: Budget | None = None) -> Timed:
+    """Time one case as the public benchmark does; the mean of all repeats. Raises SandboxError."""
+    budget, started, times = budget or Budget(), time.monotonic(), list[float]()
+    while len(times) < budget.most_repeats:
+        times.extend(_batch(candidate, case, 1, seed + SEED_STEP * len(times)).inside_us)
+        if len(times) >= budget.least_repeats and (
+            statistics.stdev(times) / math.sqrt(len(times)) < budget.error * statistics.fmean(times)
+            or sum(times) > 1e6 * budget.kernel_s
+            or time.monotonic() - started > budget.wall_s
+        ):
+            break
+    return Timed(statistics.fmean(times), len(times))
+
+
+def _calls(case: Case, device: Device, us: float, budget: Budget) -> int:
+    """Calls of a long batch: inputs beyond the cache, and long enough for a clock, within memory."""
+    wanted = max(budget.least_calls, device.cache_bytes // case.x_bytes + 1, math.ceil(budget.batch_us / max(us, 1.0)))
+    return max(2, min(wanted, budget.most_calls, budget.most_bytes // (2 * case.x_bytes)))
+
+
+def _pair(candidate: Candidate, case: Case, long: int, seed: int) -> Pair:
+    a, b = (_batch(candidate, case, calls, seed_for(seed, "calls", calls)) for calls in (1, long))
+    inside = (math.fsum(b.inside_us) - math.fsum(a.inside_us)) / (long - 1)
+    return Pair(inside, (b.wall_us - a.wall_us) / (long - 1), b)
+
+
+def _batch(candidate: Candidate, case: Case, calls: int, seed: int) -> Ran:
+    """So many calls on new inputs, each output checked when the time has been taken."""
+    made = [inputs(case, seed, number) for number in range(calls)]
+    ran = candidate.run(made)
+    recheck(case, made, ran, seed)
+    return ran
