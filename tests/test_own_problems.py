@@ -42,6 +42,15 @@ def write(folder: Path, source: str, name: str = "mine.py") -> str:
     return str(folder / name)
 
 
+def installed(folder: Path, name: str, value: str, monkeypatch) -> None:
+    """`folder` as an installed package that declares a domain."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[resia.domains]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
 @pytest.fixture
 def problem(tmp_path, capsys) -> Path:
     """The file that `resia init` writes."""
@@ -147,11 +156,7 @@ def test_a_score_that_is_no_share_is_an_error_and_no_zero(tmp_path, given):
 
 def test_an_entry_point_may_name_a_module_of_three_functions(tmp_path, monkeypatch):
     write(tmp_path, WORKING, "module_of_three.py")
-    info = tmp_path / "three-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: three\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[resia.domains]\nthree = module_of_three\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    installed(tmp_path, "three", "module_of_three", monkeypatch)
     try:
         domain = load_domain("three", {})
         assert domain.spec.name == "module_of_three"
@@ -191,6 +196,29 @@ def test_the_example_is_admitted_and_every_right_answer_wins(capsys):
     domain = load_domain(str(EXAMPLE), {})
     for split in ("search", "validation", "test"):
         assert all(domain.score(item.id, domain.inside(item.id).gold).success for item in domain.items(split))
+
+
+def test_a_domain_whose_own_code_fails_is_one_sentence(tmp_path, monkeypatch, capsys):
+    lines = [
+        "class Breaks:",
+        "    from resia.domains.simple import NoOptions as Options",
+        "    def __init__(self, _): 1 / 0",
+    ]
+    source = "\n".join(lines)
+    (tmp_path / "breaking_domain.py").write_text(source)
+    installed(tmp_path, "breaking", "breaking_domain:Breaks", monkeypatch)
+    try:
+        assert main(["task", "check", "breaking"]) == 1
+    finally:
+        sys.modules.pop("breaking_domain", None)
+    assert capsys.readouterr().err == "resia: building domain 'breaking': ZeroDivisionError: division by zero\n"
+
+
+def test_nothing_that_an_agent_or_a_trainer_runs_asks_for_the_inside():
+    root = Path(__file__).parent.parent
+    files = [path for part in ("agents", "trainers", "replay", "runtime") for path in (root / part).rglob("*.py")]
+    assert len(files) > 100
+    assert [path.name for path in files if "inside(" in path.read_text(encoding="utf-8")] == []
 
 
 @pytest.fixture(scope="module")
