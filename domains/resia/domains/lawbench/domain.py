@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from resia.domains.base import Answer, FileScore, Item, Score, TaskSpec, Value
+from resia.domains.base import Answer, FileScore, Inside, Item, Score, TaskSpec, Value
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName
 from resia.events.ids import sha256
 
 from . import controls, tool, tools
+from .charges import SEPARATOR
 from .corpus import Corpus, load
 from .facts import SPLITS, Fact
 from .learned import Learned
@@ -76,6 +77,12 @@ class LawBench:
         metrics = self._judged(fact, tool.names(self.parse(answer)))
         name = REWARD[self._options.protocol]
         return Score(metrics[name], metrics[name] == 1.0, None, f"{name} {metrics[name]:.3f}", metrics)
+
+    def inside(self, item: str) -> Inside:
+        """For the admission tests alone."""
+        fact = self._fact(item)
+        gold = SEPARATOR.join(self._corpus.charges.ordered(fact.charges))
+        return Inside({tool.ARGUMENT: gold}, parts=frozenset({fact.text}))
 
     def call(self, tool: str, item: str, arguments: Mapping[str, object]) -> object:
         """What one of `tools.OFFERED` gives on an item. Raises ValueError for arguments, UnknownName for no item."""

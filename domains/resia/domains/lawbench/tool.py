@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from resia.domains.base import Answer, Parameter, Reference, TaskSpec, Value
 
 from .charges import SEPARATOR, Charges
-from .scoring import Protocol
+from .scoring import REWARD, Protocol
+from .tools import OFFERED
 
 TOOL, ARGUMENT = "name_charge", "charge"
 USUAL = "盗窃"  # theft, the commonest crime before the courts: the reference guess, chosen without looking at the data
 NEUTRAL = 6
+# The second score of each protocol's answers that is not its reward.
+VERIFIERS: Mapping[Protocol, str] = {"official": "official", "set-exact": "corrected"}
 ONE = "the charge's name as the criminal law words it, without a final 罪"
 SEVERAL = f"{ONE}; several names stand apart by '{SEPARATOR}'"
 
@@ -67,6 +70,9 @@ def spec(charges: Charges, protocol: Protocol) -> TaskSpec:
         neutral_answers=neutral,
         objective="mean",
         binary=protocol != "official",
+        tools=OFFERED,
+        verifier=VERIFIERS.get(protocol, ""),
+        metric=REWARD[protocol],
     )
 
 

@@ -6,7 +6,8 @@ Each takes `text`, by default the facts of the item in full, and gives JSON. `OF
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+
+from resia.domains.base import ToolSpec
 
 from .facts import Fact
 from .learned import Learned
@@ -15,24 +16,13 @@ SHOWN_CHARS = 120  # of a similar case
 MOST = 20
 SHORT, SIMILAR = 5, 3  # asked for where no count is given
 
-
-class Offered(NamedTuple):
-    """A tool: its arguments with what they are, and whether it gives text, a label or a shortlist of the answer."""
-
-    name: str
-    doc: str
-    arguments: Mapping[str, str]
-    gives: Literal["text", "label", "shortlist"]
-    parameter: str
-
-
 _TEXT = {"text": "the facts to classify; left out: those of the item"}
 _COUNT = {**_TEXT, "count": f"how many, 1 to {MOST}"}
 OFFERED = (
-    Offered("svm", "the charge that a linear SVM over character TF-IDF gives", _TEXT, "label", "charge"),
-    Offered("nearest", "the charge of the most similar search case", _TEXT, "label", "charge"),
-    Offered("shortlist", "the likeliest charges by the SVM, best first", _COUNT, "shortlist", "charge"),
-    Offered("similar", "similar search cases, each with its charge, a line each", _COUNT, "text", ""),
+    ToolSpec("svm", "the charge that a linear SVM over character TF-IDF gives", _TEXT, "label", "charge"),
+    ToolSpec("nearest", "the charge of the most similar search case", _TEXT, "label", "charge"),
+    ToolSpec("shortlist", "the likeliest charges by the SVM, best first", _COUNT, "shortlist", "charge"),
+    ToolSpec("similar", "similar search cases, each with its charge, a line each", _COUNT, "text", ""),
 )
 _ARGUMENTS = {tool.name: tool.arguments for tool in OFFERED}
 
