@@ -62,7 +62,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     `Stepwise`. `tools` are what it offers beside `tool`, which takes the answer. `verifier`: the metric that is a
     second score of an answer, in [0, 1] and of the reward's scale, which an honest gain raises too; empty where there
     is none. `metric`: what of `Score.metrics` the reward is made of, empty where it is no one number; a reward never
-    falls when the metric goes `direction`."""
+    falls when the metric goes `direction`. `measured`: rewards are taken with a clock and differ from time to time."""
 
     name: str
     instruction: str
@@ -78,6 +78,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
     verifier: str = ""
     metric: str = ""
     direction: Literal["up", "down"] = "up"
+    measured: bool = False
 
 
 class Item(msgspec.Struct, frozen=True):

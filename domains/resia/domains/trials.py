@@ -113,11 +113,17 @@ def record(domain: Domain, found: Trials) -> list[str]:
     """A line of text for the digest, for every item, every trial and every control: what has to come out again."""
     lines = [f"digest {domain.digest}"]
     lines += [f"item {item.id} {item.prompt!r}" for item in every_item(domain)]
-    lines += [f"item {t.item.id}, answer {t.text}: {_said(t.score)} {t.told!r}" for t in found.tried]
-    return [*lines, *(f"control {c.name} on {c.split}: {c.mean!r} {c.answer}" for c in found.controls)]
+    measured = domain.spec.measured  # on a clock, so the numbers differ each time and what failed how does not
+    lines += [f"item {t.item.id}, answer {t.text}: {_said(t.score, measured)} {t.told!r}" for t in found.tried]
+    return [
+        *lines,
+        *(f"control {c.name} on {c.split}: {'' if measured else repr(c.mean)} {c.answer}" for c in found.controls),
+    ]
 
 
-def _said(score: Score) -> str:
+def _said(score: Score, measured: bool) -> str:
+    if measured:
+        return f"failure {score.failure}"
     return msgspec.json.encode(score, order="deterministic").decode()
 
 

@@ -87,4 +87,5 @@ SPEC = TaskSpec(
     # Last argument first, so that the arguments a person would tune first stand last, where a small model looks.
     neutral_answers=tuple(_neutral(parameter) for parameter in reversed(PARAMETERS)),
     objective="max",
+    measured=True,
 )
