@@ -12,6 +12,8 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+from resia.events.errors import BoundaryError
+
 from .base import Domain, Score
 from .contract import Finding, clip, content, contract, named, refusals
 from .trials import SPLITS, Plan, Trial, Trials, every_item, inside, mean, record, try_out
@@ -45,6 +47,8 @@ def examine(domain: Domain, plan: Plan) -> Examined:
         return Examined([*form, *found, Finding("scores", None, "not tried: the domain's form is not sound")], [])
     try:
         case = Case(domain, try_out(domain, plan))
+    except BoundaryError as cause:  # which says what failed
+        return Examined([*form, *found, Finding("scores", False, str(cause))], [])
     except Exception as cause:  # noqa: BLE001 - whatever a domain's code raises is what is to be told
         return Examined([*form, *found, Finding("scores", False, f"scoring fails: {_said(cause)}")], [])
     scored = [_asked(name, partial(test, case)) for name, test in _TESTS.items()]
@@ -84,14 +88,13 @@ def _scores(case: Case) -> Finding:
 
 
 def _fault(score: Score, binary: bool) -> str:
-    if not math.isfinite(score.reward) or not 0.0 <= score.reward <= 1.0:
+    if not 0.0 <= score.reward <= 1.0:
         return f"the reward is {score.reward}: give a number from 0 to 1"
     if binary and score.reward not in (0.0, 1.0):
         return f"the reward is {score.reward} and the spec says binary"
     if score.failure is not None and (score.reward or score.success):
         return f"it failed ({score.failure}) and has reward {score.reward}, success {score.success}"
-    odd = [name for name, value in score.metrics.items() if not math.isfinite(value)]
-    return f"the metric '{odd[0]}' is {score.metrics[odd[0]]}" if odd else ""
+    return ""
 
 
 def _direction(case: Case) -> Finding:
