@@ -138,22 +138,8 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
     if request.settings.loop.mode in BASELINES:
         return baselines.decision(state, request, state.champion)
     settings, found = request.settings, state.evaluations[state.champion.evaluation]
-    features = _features(state, request, found)
-    trials = state.current_trials
-    tried_algorithms = {t.name for t in trials if t.lever == "train_weights"}
-    choice = policy.choose(
-        features,
-        settings.selection,
-        request.policy,
-        built=request.algorithms,
-        ordinal=request.ordinal,
-        objective=request.objective,
-        failed=[a for a in request.algorithms if a in tried_algorithms],
-        rollouts_fresh=False,  # they are the champion's evaluation, which a failed update has already used
-        requested=settings.algorithm,
-        seed=seed_for(settings.seed, "policy", state.iteration),
-    )
-    edits = _edits(state, request, found)
+    features, trials = _features(state, request, found), state.current_trials
+    choice, edits = _algorithm(state, request, features), _edits(state, request, found)
     failed_edits = sum(t.lever == "edit_harness" for t in trials if t.outcome != "accepted")
     failed_trainings = sum(t.lever == "train_weights" for t in trials if t.outcome != "accepted")
     lever = selection.choose_lever(
@@ -193,6 +179,22 @@ def _decision(state: RunState, request: RunRequested) -> list[Event]:
     if decision.action == "stop" and request.parent is not None:
         return [decision]  # the right to open the sealed test stays with the first run of the lineage
     return [decision, _carry_out(state, training, request.settings.seed, decision, edits, found)]
+
+
+def _algorithm(state: RunState, request: RunRequested, features: Landscape) -> selection.Choice:
+    tried = {t.name for t in state.current_trials if t.lever == "train_weights"}
+    return policy.choose(
+        features,
+        request.settings.selection,
+        request.policy,
+        built=request.algorithms,
+        ordinal=request.ordinal,
+        objective=request.objective,
+        failed=[a for a in request.algorithms if a in tried],
+        rollouts_fresh=False,  # they are the champion's evaluation, which a failed update has already used
+        requested=request.settings.algorithm,
+        seed=seed_for(request.settings.seed, "policy", state.iteration),
+    )
 
 
 def _carry_out(
