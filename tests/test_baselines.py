@@ -195,7 +195,7 @@ def searched(domain, scorings: int, blobs):
     history = baseline("random")
     harness = history.of(EditRequested)[0].parent
     parent = blobs.put(history.blobs[harness.digest], "")
-    event = EditRequested(1, parent, ("random-search",), "e", {}, scorings)
+    event = EditRequested(1, parent, ("random-search",), "e", {}, scorings=scorings)
     return answers.edit(history.state, "r", event, domain, blobs)
 
 

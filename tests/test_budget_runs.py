@@ -124,7 +124,7 @@ def test_an_estimate_beside_the_run_that_follows_it(say, store):
     code, out, _ = say("run", "--run", "whole", "--json", sets=settings)
     spent = json.loads(out)
     assert code == BUDGET  # of its one iteration
-    measured, tested = before["parts"]
+    measured, _probed, tested = before["parts"]
     evaluations = [c for c in spent["cycles"] if c["action"] in ("draft", "edit_harness") and c["rollouts"]]
     assert {c["rollouts"] for c in evaluations} == {measured["rollouts"]} == {ROLLOUTS}
     assert all(c["tokens"] <= measured["tokens_most"] for c in evaluations)

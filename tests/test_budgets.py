@@ -15,8 +15,11 @@ from resia.agents import feedback
 from resia.events import (
     BudgetSpent,
     DecisionMade,
+    DraftFailed,
+    EditFailed,
     EvaluationCompleted,
     Fact,
+    HarnessDrafted,
     HarnessEdited,
     Logged,
     Price,
@@ -157,6 +160,9 @@ def test_tokens_are_overrun_by_one_step_at_most(budget, mode, seed):
 # -- the ledger ------------------------------------------------------------------------------------------------------
 
 
+PROPOSED = (HarnessDrafted, DraftFailed, HarnessEdited, EditFailed)
+
+
 def counted(facts: list[Logged]) -> Ledger:
     """What a log holds, counted event by event."""
     events = [fact.event for fact in facts if isinstance(fact, Fact)]
@@ -167,6 +173,8 @@ def counted(facts: list[Logged]) -> Ledger:
         sum(e.prompt_tokens for e in shards),
         sum(e.completion_tokens for e in shards),
         sum(e.tokens for e in events if isinstance(e, RoundTrained)),
+        sum(e.prompt_tokens for e in events if isinstance(e, PROPOSED)),
+        sum(e.completion_tokens for e in events if isinstance(e, PROPOSED)),
     )
 
 

@@ -118,9 +118,10 @@ def test_bca_is_scipys(tail):
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(0, 2**20), st.integers(8, 30), st.sampled_from((0.05, 0.0304, 0.0076)), st.booleans())
+@given(st.integers(0, 2**20), st.integers(12, 30), st.sampled_from((0.1, 0.05, 0.0304)), st.booleans())
 def test_bca_is_scipys_on_any_sample(seed, items, tail, skewed):
-    """Within resampling error: the ends of 9 999 means lie apart by a few hundredths of their spread."""
+    """Within resampling error, where few resamples do not decide the ends: at 0.0076 those of 9 999 differ by half a
+    spread on a skewed sample of eight."""
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(seed)
     values = rng.exponential(size=items) if skewed else rng.normal(size=items)

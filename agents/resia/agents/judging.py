@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from resia.events import (
+    BASELINES,
     PERTURBATIONS,
     Candidate,
     CandidateAccepted,
@@ -66,7 +67,8 @@ def conclude(state: RunState, request: RunRequested, champion: Champion, found: 
     verdict = _gated(state, request, champion, pair)
     reports = _verifier(request, pair, verdict.gate.test)
     gap = _gap(request, pair)
-    if isinstance(verdict, CandidateAccepted) and not _blocking(request, reports, gap):
+    returned = request.settings.loop.mode in BASELINES  # whatever the gate says, so there is no crown to guard
+    if isinstance(verdict, CandidateAccepted) and not returned and not _blocking(request, reports, gap):
         if _has_asked(state, fact):
             return Conclusion(None)
         pairs = _perturbed(state, request, pair)

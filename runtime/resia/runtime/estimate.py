@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from resia.agents.perturbing import offered
 from resia.domains.base import Domain
 from resia.events import BASELINES, Algorithm, RunSettings, Split
 from resia.replay.ledger import MILLION, price
@@ -88,6 +89,7 @@ class _Plan(NamedTuple):
     items: dict[Split, int]
     sizes: _Sizes
     past: Past
+    perturbations: int  # probes that sample what would be crowned again
 
 
 def estimate(settings: RunSettings, domain: Domain, past: Past) -> Estimate:
@@ -96,10 +98,12 @@ def estimate(settings: RunSettings, domain: Domain, past: Past) -> Estimate:
     first, edits = first_size(domain, most=True), settings.loop.mode in ("H", "W+H")
     expected = past.size or first_size(domain, most=False)
     sizes = _Sizes(expected, first, widest_size(domain) if edits else first)
-    made = _Plan(settings, items, sizes, past)
+    probed = set(offered(domain)) & set(settings.gate.probes.on) if settings.loop.mode not in BASELINES else ()
+    made = _Plan(settings, items, sizes, past, len(probed))
     trains = settings.loop.mode in ("W", "W+H")
     trainings = {f"training by {name}": _trained(made, name) for name in _algorithms(settings)} if trains else {}
-    steps = {"each evaluation": _measured(made), **trainings, "sealed test": _tested(made)}
+    probes = {"probes of a new champion": _probed(made)} if settings.loop.mode not in BASELINES else {}
+    steps = {"each evaluation": _measured(made), **probes, **trainings, "sealed test": _tested(made)}
     levers = past.levers or if_nothing_is_accepted(settings)
     return Estimate(
         domain=settings.domain,
@@ -123,12 +127,18 @@ def _algorithms(settings: RunSettings) -> tuple[Algorithm, ...]:
 
 
 def _measured(made: _Plan) -> _Both:
-    settings, items, sizes, _ = made
+    settings, items, sizes, *_ = made
     return _Both(evaluation(settings, items, sizes.expected), evaluation(settings, items, sizes.widest))
 
 
+def _probed(made: _Plan) -> _Both:
+    """What the gate would accept, sampled again with prompts said differently; at most its champion is too."""
+    rollouts = made.items["validation"] * made.perturbations
+    return _Both(sampled(rollouts, made.sizes.expected), sampled(2 * rollouts, made.sizes.widest))
+
+
 def _trained(made: _Plan, algorithm: Algorithm) -> _Both:
-    settings, items, sizes, _ = made
+    settings, items, sizes, *_ = made
     return _Both(
         training(settings, algorithm, items, sizes.expected, most=False),
         training(settings, algorithm, items, sizes.widest, most=True),
@@ -140,8 +150,8 @@ def _tested(made: _Plan) -> _Both:
 
 
 def _dearest(made: _Plan) -> Need:
-    """The most that one step of the loop can take: a lever and the measurement of its candidate."""
-    measured = _measured(made).most
+    """The most that one step of the loop can take: a lever, and the measurement and the probes of its candidate."""
+    measured = _measured(made).most.plus(_probed(made).most)
     if made.settings.loop.mode not in ("W", "W+H"):
         return measured
     trained = max((_trained(made, name).most for name in _algorithms(made.settings)), key=lambda need: need.tokens)
