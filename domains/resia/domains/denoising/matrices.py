@@ -39,7 +39,8 @@ def _of_file(file: Path, said: str, layer: str) -> Counts:
     if layer and file.suffix != ".h5ad":
         raise UsageError(f"option layer is '{layer}' and '{said}' has no layers: leave it out, or give an .h5ad")
     if file.is_dir():
-        return _by_scanpy(said, lambda scanpy: scanpy.read_10x_mtx(_matrix_folder(file, said)), "")
+        folder = _matrix_folder(file, said)
+        return _by_scanpy(said, lambda scanpy: scanpy.read_10x_mtx(folder), "")
     if not file.is_file() or file.suffix == ".npz":
         return load_counts(file)
     if file.suffix == ".h5ad":
