@@ -158,7 +158,8 @@ def _line(event: object) -> str:
         case EvaluationCompleted():
             scores = "  ".join(f"{split} {score_text(s.mean, s.coverage)}" for split, s in event.scores.items())
             lost = f"  ({event.failed} rollouts lost to infrastructure)" if event.failed else ""
-            return f"measured {event.purpose} of iteration {event.iteration}: {scores}{lost}"
+            told = scores or f"{len(event.rollouts)} rollouts"  # those of a probe and of a search count in no score
+            return f"measured {event.purpose} of iteration {event.iteration}: {told}{lost}"
         case DecisionMade():
             return f"decided {event.action}{f' {event.algorithm}' if event.algorithm else ''}: {event.reason}"
         case RoundTrained():
