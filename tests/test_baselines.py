@@ -25,7 +25,10 @@ from resia.events import (
     PriceSettings,
     RolloutRecorded,
     TestUnsealed,
+    ToolCall,
     TrainingRequested,
+    Trajectory,
+    Turn,
 )
 from resia.events.settings import Price
 from resia.replay.explain import explain
@@ -238,3 +241,17 @@ def test_in_a_domain_of_several_steps_the_answer_is_given_at_each(blobs):
     assert edited.rationale.startswith(
         "The best of 10 answers, mean reward 0.5000 on the search items, for every item: "
     )
+
+
+def test_what_a_dispatch_called_on_its_way_is_no_answer_of_the_rollout():
+    domain = Grid(tuple(range(5)), tuple(range(5)))
+    calls = [
+        ("set", {"error": "a equals b"}),
+        ("ask", "a=1 b=2"),
+        ("shortlist", [1, 2]),
+        ("set", {"a": 4, "b": 0}),  # tried, and not what was given in the end
+        ("set", {"a": 3, "b": 1}),
+    ]
+    called = tuple(ToolCall(name, "{}", json.dumps(result)) for name, result in calls)
+    turn = Turn((), (1,), (2,), (-1.0,), "a=3 b=1", "stop", calls=called)
+    assert answers._said(domain, Trajectory("i", 0, 0.7, (turn,)), "a=3 b=1") == [{"a": 3, "b": 1}]

@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resia.domains import form
 from resia.domains.denoising import tool
-from resia.domains.denoising.controls import FIXED, random_search
+from resia.domains.denoising.controls import FIXED
 from resia.domains.denoising.domain import Denoising, DenoisingOptions
 from resia.domains.denoising.items import DEPTHS, SPLITS, pools, problems
 from resia.domains.denoising.synthetic import synthetic_counts
+from resia.domains.random_search import random_search
 from resia.events.errors import UnknownName, UsageError
 
+GRID = form.grid(tool.PARAMETERS)
 OPTIONS = DenoisingOptions(synthetic=True, search_items=3, validation_items=3, test_items=3)
 FINGERPRINT = """
 from resia.domains.denoising.domain import Denoising, DenoisingOptions
@@ -80,7 +83,7 @@ def test_the_digest_follows_data_and_options_but_not_the_path(tmp_path):
     assert all(len(digest) == len(hashlib.sha256().hexdigest()) for digest in digests)
 
 
-@given(st.sampled_from(tool.grid()))
+@given(st.sampled_from(GRID))
 def test_every_configuration_is_parsed_as_it_stands_and_written_uniquely(answer):
     assert tool.parse(answer) == answer
     words = dict(word.split("=") for word in tool.render(answer).split(" "))
@@ -109,7 +112,7 @@ def test_a_wrong_argument_is_named_with_its_choices(domain, change, sentence):
         domain.parse({**VALID, **change})
 
 
-@pytest.mark.parametrize("name", tool.NAMES)
+@pytest.mark.parametrize("name", [parameter.name for parameter in tool.PARAMETERS])
 def test_a_missing_argument_takes_its_default(domain, name):
     given = {key: value for key, value in VALID.items() if key != name}
     assert domain.parse(given)[name] == next(p.default for p in tool.PARAMETERS if p.name == name)
@@ -145,13 +148,13 @@ def test_an_invalid_answer_says_which_audit_failed(domain):
 
 
 def test_the_best_configuration_depends_on_the_item(domain):
-    grid = [a for a in tool.grid() if (a["order"], a["log"], a["scale"], a["round"]) == ("rev", 1, 1, 0)]
+    grid = [a for a in GRID if (a["order"], a["log"], a["scale"], a["round"]) == ("rev", 1, 1, 0)]
     best = {item.id: max(grid, key=lambda a: domain.score(item.id, a).reward) for item in domain.items("search")}
     assert len({domain.render(answer) for answer in best.values()}) > 1
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from(tool.grid()), st.sampled_from(["search-01", "validation-00", "test-02"]))
+@given(st.sampled_from(GRID), st.sampled_from(["search-01", "validation-00", "test-02"]))
 def test_scores_are_in_range_and_repeatable(answer, item):
     score = SHARED.score(item, answer)
     assert 0.0 <= score.reward <= 1.0
@@ -191,7 +194,7 @@ def test_random_search_spends_its_budget_on_search_items_only():
         spent.append(tool.render(answer))
         return float(answer["knn"])
 
-    best = random_search(mean_reward, items=3, budget=35, seed=1)
+    best = random_search(tool.PARAMETERS, mean_reward, items=3, budget=35, seed=1)
     assert len(spent) == len(set(spent)) == 11
     assert best["knn"] == max(int(text.split()[0].removeprefix("knn=")) for text in spent)
 
@@ -201,7 +204,7 @@ def test_random_search_without_a_choice_takes_the_first_draw_unseen(budget):
     def forbidden(answer):
         raise AssertionError("nothing may be scored")
 
-    assert random_search(forbidden, items=3, budget=budget, seed=1) in tool.grid()
+    assert random_search(tool.PARAMETERS, forbidden, items=3, budget=budget, seed=1) in GRID
 
 
 def test_random_search_with_more_budget_is_no_worse(domain):

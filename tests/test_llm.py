@@ -17,6 +17,7 @@ from resia.agents.operators import CATALOGUE
 from resia.agents.ports import ProposerPorts
 from resia.events import (
     COMPONENTS,
+    HARNESS_MEDIA,
     DraftFailed,
     EditFailed,
     EditRequested,
@@ -62,11 +63,11 @@ class Desk:
 
     def measure(self, says) -> str:
         """Of the plain harness that the recorded draft is."""
-        parent = self.blobs.put(FIRST.encoded(), proposing.HARNESS_MEDIA)
+        parent = self.blobs.put(FIRST.encoded(), HARNESS_MEDIA)
         return measured(self.tape, self.blobs, self.sandbox, parent, ScriptedEngine(says))
 
     def edit(self, there: Endpoint, evaluation: str, iteration: int = 1, **settings):
-        parent = self.blobs.put(FIRST.encoded(), proposing.HARNESS_MEDIA)
+        parent = self.blobs.put(FIRST.encoded(), HARNESS_MEDIA)
         (fact,) = self.tape.add(EditRequested(iteration, parent, ("llm",), evaluation, {}))
         ((event,),) = llm.edit(self.tape.state, fact, DOMAIN, *self.ports(there, **settings))
         self.tape.add(event, cause=fact.envelope.id)

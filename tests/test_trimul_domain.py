@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from resia.domains import form
 from resia.domains.registry import domain_names, load_domain
 from resia.domains.trimul import stopwatch, tool
 from resia.domains.trimul.criterion import compare
@@ -49,7 +50,7 @@ def test_items_follow_from_the_options(domain):
 
 
 @pytest.mark.parametrize(
-    "answer", [a for a in tool.grid() if a["rows"] != 32 and a["heads"] != 128 and a["dtype"] != "bf16"]
+    "answer", [a for a in form.grid(tool.PARAMETERS) if a["rows"] != 32 and a["heads"] != 128 and a["dtype"] != "bf16"]
 )
 def test_every_configuration_is_the_operator(answer):
     case = Case(9, 2, 16, "cauchy", masked=True)
@@ -109,7 +110,7 @@ def test_controls_are_on_every_split_and_random_search_spends_its_budget(domain,
 
 
 def test_what_is_shown_is_what_is_read():
-    for answer in tool.grid():
+    for answer in form.grid(tool.PARAMETERS):
         text = tool.render(answer)
         read = dict(part.split("=") for part in text.split())
         assert {name: str(value) for name, value in answer.items()} == read

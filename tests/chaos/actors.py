@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
-from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class Actor(NamedTuple):
     forgets: bool = False
 
 
-class Shelf(MutableMapping[str, bytes]):
+class Shelf:
     """The performer's bytes by digest, in a directory that all processes share."""
 
     def __init__(self, blobs: DirectoryBlobs) -> None:
@@ -55,15 +55,6 @@ class Shelf(MutableMapping[str, bytes]):
 
     def __setitem__(self, digest: str, data: bytes) -> None:
         assert self._blobs.put(data).digest == digest
-
-    def __delitem__(self, digest: str) -> None:
-        raise NotImplementedError("blobs are kept")
-
-    def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError("blobs are asked for by name")
-
-    def __len__(self) -> int:
-        raise NotImplementedError("blobs are asked for by name")
 
 
 class Acknowledged(msgspec.Struct, frozen=True):

@@ -117,7 +117,7 @@ def _rules(name: Algorithm, s: SelectionSettings) -> dict[str, str]:
         "entropic": {"3-entropic": f"{upper}; at least {s.distinct_rewards} distinct rewards a group"},
         "reinforce_kl": {
             "4-reinforce-kl": f"regression_risk above {s.regression_risk:g}",
-            "7-reinforce-kl": f"no rule before it applies; G = {REINFORCE_GROUP}",
+            "7-reinforce-kl": f"no rule before it applies; groups of {REINFORCE_GROUP} are enough",
         },
         "ppo_gae": {"5-ppo-gae": f"reward_density at least {s.dense_reward:g}, horizon at least {s.long_horizon}"},
         "grpo": {"6-grpo": f"informative at least {s.grpo_informative:g}, afford at least {s.grpo_afford:g}"},

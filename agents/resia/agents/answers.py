@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import msgspec
 
-from resia.domains.base import Answer, Domain, Parameter, Value, following, scored
+from resia.domains import form
+from resia.domains.base import Answer, Domain, Value, following, parsed, scored
 from resia.events import (
+    HARNESS_MEDIA,
     Blob,
     Blobs,
     EditFailed,
@@ -24,6 +26,7 @@ from resia.events import (
     Event,
     HarnessEdited,
     RolloutRecorded,
+    Trajectory,
     decode_harness,
     decode_trajectory,
 )
@@ -35,9 +38,7 @@ from . import sources
 from .baselines import OPERATORS
 from .operators import applicable
 
-HARNESS_MEDIA = "application/vnd.resia.harness+json"
 DRAWS_AN_ANSWER = 8  # of a space in which the tool refuses some combinations
-LARGEST_SPACE = 2**62
 SEARCHES = frozenset(OPERATORS.values())
 
 
@@ -84,27 +85,17 @@ def _answers(
 
 def drawn(domain: Domain, most: int, seed: int) -> Iterator[dict[str, Value]]:
     """Up to `most` different valid answers, uniformly over the tool's choices; none where an argument is free."""
-    parameters = domain.spec.parameters
-    space = min(math.prod(len(p.choices) for p in parameters), LARGEST_SPACE)
-    left = most
-    for number in random.Random(seed).sample(range(space), min(space, most * DRAWS_AN_ANSWER)):
-        try:
-            answer = domain.parse(_numbered(parameters, number))
-        except ValueError:
-            continue  # the tool refuses this combination
-        yield answer
-        left -= 1
-        if not left:
-            return
+    combinations = form.drawn(domain.spec.parameters, most * DRAWS_AN_ANSWER, seed)
+    valid = (answer for said in combinations if (answer := _accepted(domain, said)) is not None)
+    return islice(valid, most)
 
 
-def _numbered(parameters: tuple[Parameter, ...], number: int) -> dict[str, Value]:
-    """Answer `number` of the grid of all choices."""
-    answer: dict[str, Value] = {}
-    for parameter in parameters:
-        number, choice = divmod(number, len(parameter.choices))
-        answer[parameter.name] = parameter.choices[choice]
-    return answer
+def _accepted(domain: Domain, request: Mapping[str, object]) -> dict[str, Value] | None:
+    """The answer that the tool makes of a request; None where it refuses it."""
+    try:
+        return parsed(domain, request)
+    except ValueError:
+        return None
 
 
 def _given(
@@ -120,13 +111,21 @@ def _given(
     order = sorted(rewards, key=lambda text: (-sum(sorted(rewards[text])) / len(rewards[text]), text))
     found: dict[str, dict[str, Value]] = {}
     for text in order:
-        for turn in decode_trajectory(blobs.get(shown[text])).turns:
-            for call in turn.calls:
-                answer = domain.parse(json.loads(call.result))
-                found.setdefault(domain.render(answer), answer)
+        for answer in _said(domain, decode_trajectory(blobs.get(shown[text])), text):
+            found.setdefault(domain.render(answer), answer)
         if len(found) >= most:
             break
-    return iter(list(found.values())[:most])
+    return islice(found.values(), most)
+
+
+def _said(domain: Domain, trajectory: Trajectory, text: str) -> list[dict[str, Value]]:
+    """The answers of a rollout, whose canonical texts are the lines of `text`. A dispatch may have called the answer's
+    tool in vain, tried others, and asked the model: their results are no answers."""
+    results = [
+        json.loads(call.result) for turn in trajectory.turns for call in turn.calls if call.name == domain.spec.tool
+    ]
+    answers = [_accepted(domain, result) for result in results if set(result) != {"error"}]
+    return [answer for answer in answers if answer is not None and domain.render(answer) in text.splitlines()]
 
 
 def _rollouts(state: RunState, evaluation: str) -> list[RolloutRecorded]:

@@ -15,6 +15,7 @@ import msgspec
 
 from resia.domains.base import Domain
 from resia.events import (
+    HARNESS_MEDIA,
     Blob,
     Blobs,
     DraftFailed,
@@ -41,7 +42,6 @@ from .llm_reply import Invalid, Proposal, read_draft, read_edit
 from .llm_trial import try_out
 from .operators import applicable
 from .ports import ChatModel, ChatReply, ProposerPorts
-from .proposing import HARNESS_MEDIA
 
 NAME = "llm"
 EXCHANGE_MEDIA = "application/vnd.resia.exchange+json"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from resia.domains.base import Domain, TaskSpec
 from resia.events import (
+    HARNESS_MEDIA,
     Blob,
     Blobs,
     DraftFailed,
@@ -27,7 +28,6 @@ from resia.replay.state import RunState
 from . import answers, sources
 from .operators import CATALOGUE, SearchView, Seen, applicable
 
-HARNESS_MEDIA = "application/vnd.resia.harness+json"
 # No tokenizer needs more than a token a byte: room for the longest known answer, and a little more.
 SPARE_TOKENS = 8
 MAX_NEW_TOKENS = 4096  # the most a retry policy may allow

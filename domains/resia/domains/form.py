@@ -5,11 +5,14 @@ Every domain whose answers are a few named values can use it. Knows nothing of i
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from .base import Answer, Parameter, Value
 
+LARGEST = 2**62  # answers that are told apart by number
 FEW = 2  # with no more parameters than this, each is moved to several places
 
 
@@ -62,12 +65,16 @@ def neutral(parameters: Sequence[Parameter]) -> tuple[dict[str, Value], ...]:
     return tuple(found)
 
 
+def grid(parameters: Sequence[Parameter]) -> tuple[dict[str, Value], ...]:
+    """Every answer, in the order of the choices."""
+    rows = product(*(parameter.choices for parameter in parameters))
+    return tuple({p.name: value for p, value in zip(parameters, row, strict=True)} for row in rows)
+
+
 def drawn(parameters: Sequence[Parameter], count: int, seed: int) -> tuple[dict[str, Value], ...]:
     """At most `count` different answers, each argument drawn evenly; all of them where there are no more."""
-    draw, size = random.Random(seed), 1
-    for parameter in parameters:
-        size *= len(parameter.choices)
-    places = draw.sample(range(size), min(count, size))
+    size = min(math.prod(len(parameter.choices) for parameter in parameters), LARGEST)
+    places = random.Random(seed).sample(range(size), min(count, size))
     return tuple(_at(parameters, place) for place in places)
 
 

@@ -37,6 +37,7 @@ from .evaluation import (
 from .harness import DraftFailed, EditFailed, EditRequested, HarnessDrafted, HarnessEdited
 from .harness_value import (
     COMPONENTS,
+    HARNESS_MEDIA,
     Component,
     Example,
     Harness,
@@ -102,6 +103,7 @@ __all__ = [
     "COMPONENTS",
     "ENDINGS",
     "FORMAT_FAILURES",
+    "HARNESS_MEDIA",
     "MODES",
     "NAMES",
     "OUTCOMES",

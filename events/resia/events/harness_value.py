@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from .ids import sha256
 
+HARNESS_MEDIA = "application/vnd.resia.harness+json"
 Component = Literal["system_prompt", "tool_dispatch", "retry_policy", "answer_extraction"]
 COMPONENTS: tuple[Component, ...] = ("system_prompt", "tool_dispatch", "retry_policy", "answer_extraction")
 

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from resia.domains.base import Value
 from resia.events import ControlScore, Split
 
 from .metrics import Floats, rescaled
-from .tool import grid
 
 SHRINK = 1e-3
 
@@ -31,21 +29,6 @@ FIXED: Mapping[str, Callable[[Floats], Floats]] = {
     "gene-means": _gene_means,
     "undenoised": lambda train_CG: train_CG,
 }
-
-
-def random_search(
-    mean_reward: Callable[[Mapping[str, Value]], float], items: int, budget: int, seed: int
-) -> dict[str, Value]:
-    """Best by `mean_reward` of uniformly drawn configurations, as many as `budget` scorings pay for at `items` each.
-
-    Drawn without replacement, which only makes the control stronger; a budget below two configurations buys the first
-    draw unseen. The earlier draw wins a tie.
-    """
-    configurations = grid()
-    paid = min(budget // max(items, 1), len(configurations))
-    order = np.random.default_rng([seed]).permutation(len(configurations))[: max(paid, 1)]
-    drawn = [configurations[index] for index in order]
-    return max(drawn, key=mean_reward) if paid > 1 else drawn[0]
 
 
 def summary(

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from resia.domains.base import Answer, Inside, Item, Score, TaskSpec, Value
+from resia.domains.random_search import random_search
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
@@ -107,7 +108,7 @@ class Denoising:
         return Inside(parts=frozenset(sha256(part) for part in parts))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
-        found = controls.random_search(self._search_mean, len(self._items["search"]), budget, seed)
+        found = random_search(tool.PARAMETERS, self._search_mean, len(self._items["search"]), budget, seed)
         answers: dict[str, Answer] = {"magic-reference": tool.REFERENCE.answer, "random-search": found}
         return tuple(score for split in SPLITS for score in self._split_controls(split, answers))
 

@@ -7,7 +7,6 @@ digits. Knows nothing of counts or scores.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 
 from resia.domains import form
 from resia.domains.base import Answer, Parameter, Reference, TaskSpec, Value
@@ -22,7 +21,6 @@ PARAMETERS = (
     Parameter("scale", (0, 1), 1, "1: rescale each cell to its number of molecules"),
     Parameter("round", (0, 1), 0, "1: round to whole molecules"),
 )
-NAMES = tuple(parameter.name for parameter in PARAMETERS)
 
 
 def parse(request: Mapping[str, object]) -> dict[str, Value]:
@@ -40,12 +38,6 @@ def config(answer: Answer) -> Config:
     order: Order = "rev" if answer["order"] == "rev" else "std"
     log, scale, whole = (bool(answer[name]) for name in ("log", "scale", "round"))
     return Config(int(answer["knn"]), int(answer["t"]), order, log, scale, whole)
-
-
-def grid() -> tuple[dict[str, Value], ...]:
-    """Every valid answer, in the order of the choices."""
-    rows = product(*(parameter.choices for parameter in PARAMETERS))
-    return tuple(dict(zip(NAMES, row, strict=True)) for row in rows)
 
 
 REFERENCE = Reference("magic-reversed", form.defaults(PARAMETERS), "MAGIC as the public benchmark ranks it best")

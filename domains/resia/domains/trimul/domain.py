@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from resia.domains.base import Answer, Item, Score, TaskSpec, Value
+from resia.domains.random_search import random_search
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName
 from resia.events.ids import seed_for, sha256
@@ -97,14 +98,13 @@ class TriMul:
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         """The two references, and the best of as many random answers as `budget` scorings on search items pay for."""
         answers: dict[str, Answer] = {reference.name: reference.answer for reference in tool.SPEC.references}
-        answers["random-search"] = self._random_search(budget, seed)
-        return tuple(self._control(name, split, answer) for split in SPLITS for name, answer in answers.items())
+        items = tuple(self._cases["search"])
 
-    def _random_search(self, budget: int, seed: int) -> Answer:
-        grid, items = tool.grid(), tuple(self._cases["search"])
-        order = np.random.default_rng([seed]).permutation(len(grid))
-        drawn = [grid[index] for index in order[: max(budget // len(items), 1)]]
-        return max(drawn, key=lambda a: sum(self.score(item, a).reward for item in items)) if drawn[1:] else drawn[0]
+        def mean_reward(answer: Answer) -> float:
+            return sum(self.score(item, answer).reward for item in items)
+
+        answers["random-search"] = random_search(tool.PARAMETERS, mean_reward, len(items), budget, seed)
+        return tuple(self._control(name, split, answer) for split in SPLITS for name, answer in answers.items())
 
     def _control(self, name: str, split: Split, answer: Answer) -> ControlScore:
         scores = [self.score(item, answer) for item in self._cases[split]]
