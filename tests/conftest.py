@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import structlog
 
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
+from resia.runtime.cli import main
 from resia.runtime.server import Access, EmbeddedServer
 
 
@@ -73,3 +75,17 @@ async def empty(tmp_path: Path) -> AsyncIterator[Bus]:
 @pytest.fixture
 def blobs(tmp_path: Path) -> DirectoryBlobs:
     return DirectoryBlobs(tmp_path / "blobs")
+
+
+@pytest.fixture
+def say(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield run
+    structlog.reset_defaults()  # a worker's log goes to the standard output of its test

@@ -21,7 +21,6 @@ from resia.replay.digest import digest
 from resia.replay.verify import blobs_named
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import connect
-from resia.runtime.cli import main
 from resia.runtime.cli_options import Interrupted
 from resia.runtime.cli_replay import stoppable
 from resia.runtime.logs import configure_command_logs, configure_logs
@@ -58,20 +57,6 @@ async def _fill(access) -> None:
     await bus.seal(RUN)
     await bus.set_status(RUN, "completed")
     await bus.close()
-
-
-@pytest.fixture
-def say(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield run
-    structlog.reset_defaults()  # a worker's log goes to the standard output of its test
 
 
 def sentence(said: tuple[int, str, str], code: int = 2) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import fixture_domains
 import pytest
+from whole_runs import Quick, play_all
 
 from resia.domains.registry import load_domain
 from resia.events import ALGORITHMS, AdapterTrained, DecisionMade, RolloutRecorded, RunCompleted, TrainingRequested
@@ -23,18 +23,14 @@ from resia.events.settings import OFF_POLICY
 from resia.replay.digest import digest
 from resia.replay.fold import fold
 from resia.replay.state import RunState
-from resia.runtime.bus import Bus, connect
 from resia.runtime.cli import main
 from resia.runtime.config import load_settings
-from resia.runtime.reading import Log, read_log
-from resia.runtime.resources import Resources
-from resia.runtime.roles import ROLE_NAMES, deciders, role
+from resia.runtime.reading import Log
+from resia.runtime.roles import deciders
 from resia.runtime.server import EmbeddedServer
-from resia.runtime.session import DEFAULT_WORKERS, Session, Watch, first_event, launch
+from resia.runtime.session import DEFAULT_WORKERS, Session, Watch, launch
 from resia.runtime.store import Store
-from resia.runtime.worker import Clerk, Worker
 
-LIMIT_S = 120
 SETTINGS = [
     "engine.threads=1",
     "loop.mode=W",
@@ -147,49 +143,16 @@ def played(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(plug_in))
         try:
-            logs = asyncio.run(play_all(server.start(), Store(folder / "store"), model))
+            runs = {name: settings_of(case, model) for name, case in CASES.items()}
+            resources = Quick(Store(folder / "store").blobs(), None, unsafe_local=False)
+            logs = asyncio.run(play_all(server.start(), resources, runs))
             yield Played(folder / "store", model, plug_in, logs)
         finally:
             server.stop()
 
 
-class Quick(Resources):
-    """One process's resources, whose sandbox is asked once for each text."""
-
-    def agent_ports(self, request, live):
-        ports = super().agent_ports(request, live)
-        if not hasattr(self, "_remembering"):
-            self._remembering = fixture_domains.Remembering(ports.sandbox())
-        return ports._replace(sandbox=lambda: self._remembering)
-
-
-async def play_all(access, store: Store, model: Path) -> dict[str, Log]:
-    bus = await connect(access.url, *access.login("admin"))
-    await bus.create_registry()
-    resources = Quick(store.blobs(), None, unsafe_local=False)
-    try:
-        return {name: await play(bus, name, case, resources, model) for name, case in CASES.items()}
-    finally:
-        resources.close()
-        await bus.close()
-
-
 def settings_of(case: Case, model: Path):
     return load_settings(None, [f"domain={case.domain}", f"engine.model={model}", *SETTINGS, *case.settings])
-
-
-async def play(bus: Bus, run: str, case: Case, resources: Resources, model: Path) -> Log:
-    """One worker a role until the run has ended."""
-    request = first_event(settings_of(case, model), None)
-    await bus.create_run(run)
-    await bus.append(run, [Clerk(run, "user", "test", "0", time.time).genesis(request)])
-    roles = {name: role(name, resources, lambda _: lambda _: None) for name in ROLE_NAMES}
-    workers = [Worker(bus, roles[name], Clerk(run, name, f"{name}-1", "0", time.time)) for name in ROLE_NAMES]
-    await asyncio.wait_for(asyncio.gather(*(worker.serve() for worker in workers)), LIMIT_S)
-    log = await read_log(bus, run)
-    await bus.set_status(run, log.at().status)
-    await bus.seal(run)
-    return log
 
 
 every_case = pytest.mark.parametrize("name", CASES)

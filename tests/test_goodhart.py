@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-import fixture_domains
 import hackable
 import pytest
+from whole_runs import Quick, play_all
 
 from resia.domains.base import Shuffling
 from resia.domains.registry import load_domain
@@ -32,19 +31,13 @@ from resia.events import (
 from resia.replay.digest import digest
 from resia.replay.report import rows
 from resia.replay.wording import PROBES
-from resia.runtime.bus import Bus, connect
 from resia.runtime.cli import main
 from resia.runtime.config import load_settings
 from resia.runtime.engines.tiny import build_tiny_model
-from resia.runtime.reading import Log, read_log
-from resia.runtime.resources import Resources
-from resia.runtime.roles import ROLE_NAMES, role
+from resia.runtime.reading import Log
 from resia.runtime.server import EmbeddedServer
-from resia.runtime.session import first_event
 from resia.runtime.store import Store
-from resia.runtime.worker import Clerk, Worker
 
-LIMIT_S = 120
 SETTINGS = ["domain=hackable", "loop.mode=H", "loop.max_iterations=3", "sampling.group_size=4", "engine.threads=1"]
 # The probe that is meant to see through each trap, and those that may as well.
 SEES = {"position": "shuffle", "recall": "paraphrase", "flattery": "verifier"}
@@ -69,15 +62,12 @@ class Played(NamedTuple):
         return next(trial for trial in self.logs[run].at().trials if trial.name == name)
 
 
-class Scripted(Resources):
-    """One process's resources, with the scripted model and a sandbox that is asked once for each text."""
+class Scripted(Quick):
+    """With the scripted model."""
 
     def agent_ports(self, request, live):
-        ports = super().agent_ports(request, live)
-        if not hasattr(self, "_remembering"):
-            self._remembering = fixture_domains.Remembering(ports.sandbox())
         model = hackable.Model(load_domain("hackable", request.settings.domain_options))
-        return ports._replace(sandbox=lambda: self._remembering, engine=lambda: model)
+        return super().agent_ports(request, live)._replace(engine=lambda: model)
 
 
 @pytest.fixture(scope="module")
@@ -89,34 +79,11 @@ def played(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(plug_in))
         try:
-            yield Played(folder / "store", asyncio.run(play_all(server.start(), Store(folder / "store"), model)))
+            runs = {run: load_settings(None, [*SETTINGS, f"engine.model={model}", *sets]) for run, sets in RUNS.items()}
+            resources = Scripted(Store(folder / "store").blobs(), None, unsafe_local=False)
+            yield Played(folder / "store", asyncio.run(play_all(server.start(), resources, runs)))
         finally:
             server.stop()
-
-
-async def play_all(access, store: Store, model: Path) -> dict[str, Log]:
-    bus = await connect(access.url, *access.login("admin"))
-    await bus.create_registry()
-    resources = Scripted(store.blobs(), None, unsafe_local=False)
-    try:
-        return {run: await play(bus, run, sets, resources, model) for run, sets in RUNS.items()}
-    finally:
-        resources.close()
-        await bus.close()
-
-
-async def play(bus: Bus, run: str, sets: list[str], resources: Resources, model: Path) -> Log:
-    """One worker a role until the run has ended."""
-    request = first_event(load_settings(None, [*SETTINGS, f"engine.model={model}", *sets]), None)
-    await bus.create_run(run)
-    await bus.append(run, [Clerk(run, "user", "test", "0", time.time).genesis(request)])
-    roles = {name: role(name, resources, lambda _: lambda _: None) for name in ROLE_NAMES}
-    workers = [Worker(bus, roles[name], Clerk(run, name, f"{name}-1", "0", time.time)) for name in ROLE_NAMES]
-    await asyncio.wait_for(asyncio.gather(*(worker.serve() for worker in workers)), LIMIT_S)
-    log = await read_log(bus, run)
-    await bus.set_status(run, log.at().status)
-    await bus.seal(run)
-    return log
 
 
 @every_trap

@@ -42,7 +42,6 @@ from resia.replay.fold import fold
 from resia.replay.fork import before_decision, inherit
 from resia.replay.verify import check
 from resia.runtime.bus import connect
-from resia.runtime.cli import main
 from resia.runtime.forking import prepare
 from resia.runtime.policies import FITTED, LOGGED, RULES, judge, read_policy
 from resia.runtime.reading import load
@@ -382,18 +381,6 @@ async def _fill(access) -> None:
         await bus.seal(run)
         await bus.set_status(run, "completed")
     await bus.close()
-
-
-@pytest.fixture
-def say(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_fit_writes_the_policy_of_the_runs_and_says_what_it_would_have_gained(say, store):
