@@ -9,9 +9,10 @@ import pytest
 from scripted import ScriptedEngine, Tape, confined, ports
 
 from given import requested
-from resia.agents import rollout
+from resia.agents import llm_prompt, llm_trial, rollout
 from resia.agents.benching import TRIES
 from resia.agents.code_sources import block
+from resia.agents.llm_reply import Invalid
 from resia.agents.operators import CATALOGUE, SearchView, applicable, rank
 from resia.agents.proposing import MENDING_TURNS, first_harness
 from resia.domains.benched import Benched
@@ -334,3 +335,14 @@ def test_the_form_that_is_timed_here_is_what_it_was():
 
     old = b'{"search_items":6,"validation_items":12,"test_items":12,"smallest":8,"data_seed":0}'
     assert load_domain("trimul", {}).digest == sha256(b"trimul 1" + old)
+
+
+def test_a_proposer_is_told_of_the_verdict_and_may_use_it(sandbox):
+    told = llm_prompt.for_draft(DOMAIN.spec, DOMAIN.items("search"), 20_000)[1].content
+    assert 'tools.attempt, of the same arguments, gives {"ok": bool' in told
+    llm_trial.try_out(mending(), DOMAIN, sandbox)
+    refused = msgspec.structs.replace(
+        mending(), tool_dispatch="def dispatch(request, tools):\n    tools.attempt(x=1)\n"
+    )
+    with pytest.raises(Invalid, match="argument 'x' is unknown"):
+        llm_trial.try_out(refused, DOMAIN, sandbox)

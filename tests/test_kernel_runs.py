@@ -37,6 +37,7 @@ from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.chamber.process import ProcessChamber
 from resia.runtime.config import load_settings
 from resia.runtime.reading import read_log
+from resia.runtime.recompute import performances
 from resia.runtime.roles import ROLE_NAMES, deciders, role
 from resia.runtime.session import first_event
 from resia.runtime.worker import Clerk, Worker
@@ -151,6 +152,8 @@ async def test_a_run_learns_to_mend_kernels_and_counts_bad_ones_as_what_they_are
     found = check(facts, deciders())
     assert found.problems == ()
     assert found.digest == digest(state)
+    compared = [fact.event for work in performances(log) for fact in work.recorded.values()]
+    assert not any(isinstance(event, KernelSubmitted) for event in compared)  # what is asked is no outcome
 
 
 def _quick(made):
