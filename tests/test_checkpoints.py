@@ -171,7 +171,7 @@ class Interrupted(Exception):
 def role(bench: Bench, durable: str, dies_after: int | None = None) -> Role:
     """The trainer's `perform` on the bench's policy; where it dies, nothing is settled."""
 
-    def perform(state, fact) -> Iterator[list]:
+    def perform(state, fact, _) -> Iterator[list]:
         for number, events in enumerate(train(state, fact, bench.ports())):
             if number == dies_after:
                 raise Interrupted

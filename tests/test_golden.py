@@ -9,7 +9,7 @@ from histories import DECIDERS, decode_all
 from resia.events import RolloutRecorded, StepTrained
 from resia.replay.verify import check
 
-SOUND = ("h-v1", "resumed-v1", "w-h-v1")
+SOUND = ("h-v1", "kernels-v1", "resumed-v1", "w-h-v1")
 REQUIRED = {*SOUND, "tampered-v1", "divergent-v1"}
 
 

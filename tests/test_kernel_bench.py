@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import own_workers
 import pytest
@@ -22,6 +23,7 @@ from resia.events.errors import BlobError, BoundaryError, SandboxError
 from resia.kernels.bench import BenchPorts, cases_for, judge_submission
 from resia.runtime import cli
 from resia.runtime.blobs import DirectoryBlobs
+from resia.runtime.chamber.devices import _gpu
 from resia.runtime.chamber.lease import lease, lease_path
 from resia.runtime.cli_options import DONE, FAILED, USAGE
 from resia.runtime.resources import Resources
@@ -160,6 +162,19 @@ async def test_one_kernel_at_a_time_on_a_device(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_two_gpus_of_one_kind_have_a_lease_each(tmp_path):
+    def properties(**told):
+        return SimpleNamespace(name="NVIDIA H200", major=9, minor=0, **told)
+
+    first, second = (_gpu(properties(uuid=f"GPU-{n}", pci_bus_id=n)) for n in (1, 2))
+    assert first.name == second.name
+    assert lease_path(first, tmp_path) != lease_path(second, tmp_path)
+    assert lease_path(first, tmp_path) == lease_path(_gpu(properties(uuid="GPU-1", pci_bus_id=9)), tmp_path)
+    places = [{"pci_domain_id": 0, "pci_bus_id": bus, "pci_device_id": 0} for bus in (1, 2)]
+    assert len({lease_path(_gpu(properties(**place)), tmp_path) for place in places}) == 2
+    assert _gpu(properties()).unit == ""  # a driver that tells neither
+
+
 def said(capsys, *args: str) -> tuple[int, str, str]:
     code = cli.main(["kernel", *args])
     out, err = capsys.readouterr()
@@ -182,6 +197,25 @@ def test_a_file_is_verified_and_timed(capsys, tmp_path):
     assert (code, json.loads(out)["failure"]) == (FAILED, "dtype")
     code, out, err = said(capsys, "verify", *chosen[:-1])
     assert (code, "rejected dtype (verify)" in out) == (FAILED, True)
+
+
+@needs_linux
+def test_a_file_is_scored_without_a_run(say):
+    Path("mine.py").write_text(RIGHT)
+    asked = ("score", "trimul", "--predictions", "mine.py", "--set", "suite=smoke", "--json")
+    code, out, _ = say(*asked, "--protocol", "gpumode")
+    score = json.loads(out)
+    assert (code, score["split"], score["denominator"], score["answered"]) == (DONE, "smoke", 1, 1), score
+    assert score["scores"]["reward_1500"] == pytest.approx(1500 / score["scores"]["geomean_us"], rel=1e-3)
+    Path("mine.py").write_text("def custom_kernel(x, mask, weights, config):\n    return x.half()\n")
+    code, out, _ = say(*asked)
+    score = json.loads(out)
+    assert (code, score["protocol"], score["answered"], score["invalid"]) == (DONE, "strict", 0, {"dtype": 1})
+    assert score["scores"] == {"reward_1500": 0.0}
+    code, _, err = say(*asked, "--set", "form=source")
+    assert (code, "unknown option of a kernel file of the trimul domain 'form'" in err) == (USAGE, True)
+    code, _, err = say(*asked, "--protocol", "quick")
+    assert (code, "unknown protocol of the trimul domain 'quick'" in err) == (USAGE, True)
 
 
 @pytest.mark.parametrize(

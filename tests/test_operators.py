@@ -19,7 +19,7 @@ DOMAIN = small_domain()
 FIRST = first_harness(DOMAIN.spec)
 # Each use goes a step further, up to a bound.
 TWICE = {"longer-answers", "lower-temperature", "higher-temperature"}
-NEEDS_TOOLS = {"shortlist-labels", "classify-labels"}
+NEEDS_TOOLS = {"shortlist-labels", "classify-labels", "attempt-first"}
 NEEDS_SAMPLES = {"lower-temperature", "higher-temperature"}  # a second try or a vote
 
 answers = st.fixed_dictionaries({p.name: st.sampled_from(p.choices) for p in DOMAIN.spec.parameters}).map(DOMAIN.render)

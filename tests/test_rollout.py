@@ -652,7 +652,7 @@ def test_an_evaluation_of_five_thousand_slots_fits_one_message():
 
 def test_controls_are_measured_with_the_budget_they_were_given():
     (fact,) = Tape().add(ControlRequested(5, 3))
-    ((measured,),) = rollout.measure_controls(fact, DOMAIN)
+    ((measured,),) = rollout.measure_controls(fact, DOMAIN, ports(None, None, None, []))
     assert isinstance(measured, ControlMeasured)
     assert measured.scores == DOMAIN.controls(5, 3)
     assert measured.request == fact.envelope.id
@@ -664,7 +664,7 @@ def test_controls_that_break_are_a_fact_too():
             raise MemoryError("too many cells")
 
     (fact,) = Tape().add(ControlRequested(5, 3))
-    ((failed,),) = rollout.measure_controls(fact, Broken(DOMAIN))
+    ((failed,),) = rollout.measure_controls(fact, Broken(DOMAIN), ports(None, None, None, []))
     assert isinstance(failed, ControlFailed)
     assert "too many cells" in failed.error
 
@@ -692,6 +692,6 @@ def test_controls_that_are_not_finite_are_a_failure_too():
             return (msgspec.structs.replace(self._domain.controls(budget, seed)[0], mean=math.nan),)
 
     (fact,) = Tape().add(ControlRequested(5, 3))
-    ((failed,),) = rollout.measure_controls(fact, Odd(DOMAIN))
+    ((failed,),) = rollout.measure_controls(fact, Odd(DOMAIN), ports(None, None, None, []))
     assert isinstance(failed, ControlFailed)
     assert failed.error == "control all-zero on search was given mean nan: the scorer must give finite numbers"

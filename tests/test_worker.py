@@ -57,7 +57,7 @@ class Toy:
             case _:
                 return []
 
-    def perform(self, state: RunState, fact: Fact) -> Iterator[list[Event]]:
+    def perform(self, state: RunState, fact: Fact, _: object = None) -> Iterator[list[Event]]:
         self.performed[fact.envelope.id] += 1
         yield [alarm(fact.event.iteration), alarm(fact.event.iteration + 100)]
         yield []

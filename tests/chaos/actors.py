@@ -82,7 +82,8 @@ def role_of(actor: Actor, blobs: DirectoryBlobs) -> Role:
     performer.blobs = Shelf(blobs)
     decides = DECIDES.get(actor.role, ())
     return Role(
-        actor.role, decides, DECIDERS.get(actor.role, _nothing), PERFORMS[actor.role], performer,
+        actor.role, decides, DECIDERS.get(actor.role, _nothing), PERFORMS[actor.role],
+        lambda state, fact, _: performer(state, fact),
         quarantines=actor.role == "feedback",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from resia.events import Harness, Message, RolloutsRequested, Slot, ToolCall
 from resia.events.errors import ModelError
 from resia.events.ids import seed_for
 
+from .benching import Bench
 from .ports import NO_ROOM, AgentPorts, Completion, Json, Sampling, Tool
 from .toolbox import ASK, tools_of
 
@@ -30,11 +31,12 @@ class Shard(NamedTuple):
     domain: Domain
     ports: AgentPorts
     hear: Callable[[int], None]  # is told of new tokens
+    bench: Bench | None = None  # judges the answers of a domain that does not score them itself
 
 
 def sample(shard: Shard, messages: Sequence[Sequence[Message]], seeds: Sequence[int], greedy: bool) -> list[Completion]:
     """Completions by the harness's policy; an engine that fails is asked once more before the shard is given up."""
-    event, harness, _, ports, hear = shard
+    event, harness, _, ports, hear, _ = shard
     policy = harness.retry_policy
     sampling = Sampling(0.0 if greedy else policy.temperature, policy.max_new_tokens, policy.stop)
     adapter = ports.blobs.path(event.candidate.adapter) if event.candidate.adapter else None
@@ -60,24 +62,37 @@ def announcer(event: RolloutsRequested, ports: AgentPorts) -> Callable[[int], No
     return hear
 
 
+def asker(slot: Slot) -> str:
+    """A rollout's name for whoever judges its answer."""
+    return f"{slot.split}/{slot.item}/{slot.index}"
+
+
 class Desk:
     """The tools that a dispatch finds, and what it did with them."""
 
-    def __init__(self, shard: Shard, slot: Slot, asked: int, seed: int) -> None:
-        """`asked`: questions that the rollout has put to the model in earlier turns."""
-        self._shard, self._slot, self._asked, self._seed = shard, slot, asked, seed
+    def __init__(self, shard: Shard, slot: Slot, asked: int, seed: int, left: int = 0) -> None:
+        """`asked`: questions that the rollout has put to the model in earlier turns; `left`: how many of its turns may
+        still end in an observation."""
+        self._shard, self._slot, self._asked, self._seed, self._left = shard, slot, asked, seed, left
         self._calls: list[ToolCall] = []
         self._spent = (0, 0)  # tokens of the call under way, in and out
 
     def tools(self) -> dict[str, Tool]:
         """The domain's, bound to the item, and `ask` where the policy allows it."""
         own = {ASK: self._ask} if self._shard.harness.retry_policy.asks else {}
-        found = own | tools_of(self._shard.domain, self._slot.item)
+        found = own | tools_of(self._shard.domain, self._slot.item, self._shard.bench, asker(self._slot))
+        for spec in self._shard.domain.spec.tools:
+            if spec.gives == "verdict":
+                found[spec.name] = self._judging(found[spec.name])
         return {name: self._recorded(name, tool) for name, tool in found.items()}
 
     def calls(self) -> tuple[ToolCall, ...]:
         """In order, those that were refused with why."""
         return tuple(self._calls)
+
+    def _judging(self, tool: Tool) -> Tool:
+        """A verdict with what dispatch has to know to go by it: whether the model can still be told of it."""
+        return lambda arguments: {**tool(arguments), "turns_left": self._left}
 
     def _recorded(self, name: str, tool: Tool) -> Tool:
         def call(arguments: dict[str, Json]) -> Json:

@@ -152,7 +152,8 @@ def _read(shard: Shard, episode: Episode, completion: Completion, at: tuple[int,
     asked = json.dumps(request, sort_keys=True)[:DETAIL_CHARS]
     asked_before = questions([call for turn in episode.turns for call in turn.calls])
     seed = seed_for(_seed(episode.slot.seed, *at), "ask")
-    desk = Desk(shard, episode.slot, asked_before, seed)
+    left = harness.retry_policy.tool_turns - episode.observations
+    desk = Desk(shard, episode.slot, asked_before, seed, left)
     try:
         ran = sandbox.run(harness.tool_dispatch, "dispatch", [request], desk.tools())
         told = _told(ran.value, episode, harness)

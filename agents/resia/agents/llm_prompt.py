@@ -37,6 +37,8 @@ task; the harness is all that stands around it, in four components:
   32), votes (1 to 15: replies of which the commonest answer counts).
 Sources use the standard library alone and run confined: no files, no network, a few seconds.
 """
+_VERDICT = """tools.{tool}, of the same arguments, gives {{"ok": bool, "failure": str, "detail": str,
+"turns_left": int}}, the last how often dispatch may still return an observation:"""
 _POLICY = '{"temperature": 0.7, "max_new_tokens": 64, "attempts": 2, "stop": ["\\n"], "tool_turns": 0, "asks": 8}'
 _PROMPT = '{"text": "...", "examples": [{"user": "...", "assistant": "..."}]}'
 _EDIT = f"""Reply with one JSON object and nothing else. Change exactly one component, and give its new value whole:
@@ -202,6 +204,7 @@ def _task(spec: TaskSpec) -> str:
             f"# Task\n{spec.instruction.strip()}{steps if spec.steps > 1 else ''}",
             f"Arguments of tools.{spec.tool}:",
             *parameters,
+            *(f"{_VERDICT.format(tool=tool.name)} {tool.doc}" for tool in spec.tools if tool.gives == "verdict"),
             *(["Known answers:", *references] if references else []),
         ]
     )

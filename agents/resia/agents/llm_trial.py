@@ -28,7 +28,7 @@ def try_out(harness: Harness, domain: Domain, sandbox: Sandbox) -> None:
         found = _ran(sandbox, harness.answer_extraction, "extract", text, None)
         if found is not None and not isinstance(found, dict):
             raise Invalid(f"extract({text!r}) returned {_kind(found)}: it must return a dict, or None")
-    tools: dict[str, Tool] = {domain.spec.tool: domain.parse}
+    tools: dict[str, Tool] = {domain.spec.tool: domain.parse, **_verdicts(harness, domain)}
     if harness.retry_policy.asks:
         tools[ASK] = lambda _arguments: form
     answer = _ran(sandbox, harness.tool_dispatch, "dispatch", defaults, tools)
@@ -42,6 +42,16 @@ def try_out(harness: Harness, domain: Domain, sandbox: Sandbox) -> None:
         raise Invalid(
             f"dispatch({defaults!r}, tools) returned an answer that the tool does not take: {cause}"
         ) from None
+
+
+def _verdicts(harness: Harness, domain: Domain) -> dict[str, Tool]:
+    """Tools that judge, all of them content: nothing is judged for a trial."""
+
+    def verdict(arguments: dict[str, Json]) -> Json:
+        domain.parse(arguments)
+        return {"ok": True, "failure": "", "detail": "", "turns_left": harness.retry_policy.tool_turns}
+
+    return {tool.name: verdict for tool in domain.spec.tools if tool.gives == "verdict"}
 
 
 def _ran(sandbox: Sandbox, source: str, entry: str, argument: Json, tools: Mapping[str, Tool] | None) -> Json:

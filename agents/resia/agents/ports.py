@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from resia.events import Blobs, Manifest, Message
+from resia.events import Blobs, Event, Manifest, Message
+from resia.replay.state import RunState
 
 Json = Any
+T = TypeVar("T")
 NO_ROOM = "context"
 Tool = Callable[[dict[str, Json]], Json]
 
@@ -109,12 +111,23 @@ class ProposerPorts(NamedTuple):
     blobs: Blobs
 
 
+class Line(Protocol):
+    """How the performance of a request asks another role, which is another process."""
+
+    def ask(self, event: Event, answered: Callable[[RunState], T | None]) -> T:
+        """Append `event`, whose id comes from what it asks, and wait until `answered` finds the answer in the run's
+        state; at once where it is there already. Raises BusError when the run or the worker ends before.
+        """
+        ...
+
+
 class AgentPorts(NamedTuple):
     """All that the agents' `perform` may touch. `clock` is monotonic seconds; `live` publishes progress that no log
-    keeps."""
+    keeps; `line` is there where a domain's answers are judged by another role."""
 
     engine: Callable[[], Engine]
     sandbox: Callable[[], Sandbox]
     blobs: Blobs
     clock: Callable[[], float]
     live: Callable[[dict[str, Json]], None]
+    line: Line | None = None

@@ -32,6 +32,9 @@ from .operators import CATALOGUE, SearchView, Seen, applicable
 # No tokenizer needs more than a token a byte: room for the longest known answer, and a little more.
 SPARE_TOKENS = 8
 MAX_NEW_TOKENS = 4096  # the most a retry policy may allow
+# Turns in which a program may be mended, once dispatch asks for a verdict: an edit changes one component, so the bound
+# must be there before the dispatch that uses it.
+MENDING_TURNS = 2
 
 
 def first_harness(spec: TaskSpec) -> Harness:
@@ -51,6 +54,7 @@ def first_harness(spec: TaskSpec) -> Harness:
         RetryPolicy(
             max_new_tokens=min(max(len(line.encode()) for line in lines) + SPARE_TOKENS, MAX_NEW_TOKENS),
             stop=() if code else RetryPolicy().stop,
+            tool_turns=MENDING_TURNS if code and any(tool.gives == "verdict" for tool in spec.tools) else 0,
         ),
         sources.strict_extraction(spec),
     )

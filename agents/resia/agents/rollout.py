@@ -26,10 +26,11 @@ from resia.events import (
     Turn,
     decode_harness,
 )
-from resia.events.errors import BlobError, BoundaryError
+from resia.events.errors import BlobError, BoundaryError, BusError
 from resia.replay.state import RunState
 
-from .desk import DETAIL_CHARS, Shard, announcer
+from .benching import Bench, bench_of
+from .desk import DETAIL_CHARS, Shard, announcer, asker
 from .episode import Episode, play
 from .ports import AgentPorts
 
@@ -42,12 +43,14 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     assert isinstance(event, RolloutsRequested)
     started = ports.clock()
     harness = decode_harness(ports.blobs.get(event.candidate.harness))
-    memo, temperature = _Scores(state, domain), harness.retry_policy.temperature
+    temperature = harness.retry_policy.temperature
     try:
-        episodes = play(Shard(event, harness, domain, ports, announcer(event, ports)))
+        bench = bench_of(domain, ports.line, ports.blobs, event.retry)
+        memo = _Scores(state, domain, bench)
+        episodes = play(Shard(event, harness, domain, ports, announcer(event, ports), bench))
         rollouts = [_recorded(event, episode, temperature, memo, ports) for episode in episodes]
-    except BlobError:
-        raise  # the store failed, not the sampling: the worker comes back to this shard
+    except (BlobError, BusError):
+        raise  # the store or the log failed, not the sampling: the worker comes back to this shard
     except BoundaryError as cause:  # the engine, the sandbox or the scorer broke: nothing here is the agent's fault
         failed = [_failed(event, slot, str(cause)) for slot in event.slots]
         yield [*failed, _sampled(fact, [], len(failed), ports, started)]
@@ -55,12 +58,15 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     yield [*rollouts, _sampled(fact, rollouts, 0, ports, started)]
 
 
-def measure_controls(fact: Fact, domain: Domain) -> Iterator[list[Event]]:
+def measure_controls(fact: Fact, domain: Domain, ports: AgentPorts) -> Iterator[list[Event]]:
     """Perform ControlRequested."""
     event = fact.event
     assert isinstance(event, ControlRequested)
     try:
-        scores = controlled(domain, event.budget, event.seed)
+        bench = bench_of(domain, ports.line, ports.blobs)
+        scores = bench.controls() if bench else controlled(domain, event.budget, event.seed)
+    except (BlobError, BusError):
+        raise
     except BoundaryError as cause:
         yield [ControlFailed(fact.envelope.id, str(cause))]
         return
@@ -70,8 +76,8 @@ def measure_controls(fact: Fact, domain: Domain) -> Iterator[list[Event]]:
 class _Scores:
     """Scores the same answers on an item once: known from the log, from this shard, or asked of the domain."""
 
-    def __init__(self, state: RunState, domain: Domain) -> None:
-        self._state, self._domain = state, domain
+    def __init__(self, state: RunState, domain: Domain, bench: Bench | None) -> None:
+        self._state, self._domain, self._bench = state, domain, bench
         self._here: dict[tuple[str, str], Score] = {}
 
     def score(self, episode: Episode) -> tuple[Score, str, bool]:
@@ -82,9 +88,15 @@ class _Scores:
             return Score(0.0, False, episode.read.failure, episode.read.detail, {}), "", False
         text = "\n".join(rendered(self._domain, answer) for answer in answers)
         known = self._here.get((item, text)) or self._logged(item, text)
-        score = known or scored(self._domain, item, answers)
+        score = known or self._asked(episode)
         self._here[item, text] = score
         return score, text, known is not None
+
+    def _asked(self, episode: Episode) -> Score:
+        item, answers = episode.slot.item, episode.answers
+        if self._bench is not None:
+            return self._bench.score(item, answers[0], asker(episode.slot))
+        return scored(self._domain, item, answers)
 
     def _logged(self, item: str, text: str) -> Score | None:
         rollout = self._state.scores.get((item, text))

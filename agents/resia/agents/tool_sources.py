@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from resia.domains.base import TaskSpec, ToolSpec
 
+from .code_sources import CONTRACT
 from .toolbox import ASK
+
+MENDED = f"\nMend it. {CONTRACT}"
 
 
 def shortlist_dispatch(spec: TaskSpec, tool: ToolSpec) -> str:
@@ -62,6 +65,16 @@ def dispatch(request, tools):
     said = {{name: request.get(name) for name in CHOICES}}
     answer = {{name: value if valid(name, value) else asked(name, tools) for name, value in said.items()}}
     return tools.{spec.tool}(**answer)
+"""
+
+
+def attempting_dispatch(spec: TaskSpec, tool: ToolSpec) -> str:
+    """Hands in a program that is found valid; of any other the model hears what is wrong, while it has turns left."""
+    return f"""def dispatch(request, tools):
+    verdict = tools.{tool.name}(**request)
+    if verdict["ok"] or not verdict["turns_left"]:
+        return tools.{spec.tool}(**request)
+    return "That program is no valid answer. " + verdict["failure"] + ": " + verdict["detail"] + {MENDED!r}
 """
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from resia.domains.base import Domain, Stepwise, Tooled
+from resia.domains.benched import Benched
 from resia.domains.files import is_file, problem_in, problem_of
 from resia.events.errors import UnknownName, UsageError
 
@@ -23,7 +24,7 @@ GROUP = "resia.domains"
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "denoising": ("resia.domains.denoising.domain", "Denoising"),
     "lawbench": ("resia.domains.lawbench.domain", "LawBench"),
-    "trimul": ("resia.domains.trimul.domain", "TriMul"),
+    "trimul": ("resia.domains.trimul.forms", "FORMS"),
 }
 
 
@@ -68,8 +69,10 @@ def _whole(name: str, domain: Domain) -> Domain:
 def _check_tools(name: str, domain: Domain) -> None:
     """Tools are called by their names, and what they speak of is an argument of the answer."""
     spec, seen = domain.spec, {domain.spec.tool}
-    if spec.tools and not isinstance(domain, Tooled):
-        raise UsageError(f"domain '{name}' lists the tool {spec.tools[0].name}, so it needs call")
+    judged = isinstance(domain, Benched)  # and the bench gives its verdicts
+    called = [tool for tool in spec.tools if not (judged and tool.gives == "verdict")]
+    if called and not isinstance(domain, Tooled):
+        raise UsageError(f"domain '{name}' lists the tool {called[0].name}, so it needs call")
     for tool in spec.tools:
         if not tool.name.isidentifier() or tool.name in seen:
             raise UsageError(

@@ -5,7 +5,7 @@ knows nothing of NATS, models, domains or files.
 """
 
 from .blob import Blob, Blobs
-from .catalogue import ANCHORS, ENDINGS, NAMES, OUTCOMES, TYPES, Event
+from .catalogue import ANCHORS, ASKED, ENDINGS, NAMES, OUTCOMES, TYPES, Event
 from .codec import decode, encode, read
 from .custom import Namespace
 from .decision import (
@@ -45,7 +45,7 @@ from .harness_value import (
     SystemPrompt,
     decode_harness,
 )
-from .kernel import KernelBenchmarked, KernelRejected, KernelSubmitted
+from .kernel import INFRASTRUCTURE, KernelBenchmarked, KernelRejected, KernelSubmitted
 from .kernel import Protocol as KernelProtocol
 from .kernel import Stage as KernelStage
 from .policy import Arm, LearnedPolicy, OperatorArm, Source, decode_policy
@@ -99,11 +99,13 @@ from .trajectory import OUTVOTED, Message, ToolCall, Trajectory, Turn, decode_tr
 __all__ = [
     "ALGORITHMS",
     "ANCHORS",
+    "ASKED",
     "BASELINES",
     "COMPONENTS",
     "ENDINGS",
     "FORMAT_FAILURES",
     "HARNESS_MEDIA",
+    "INFRASTRUCTURE",
     "MODES",
     "NAMES",
     "OUTCOMES",

@@ -120,8 +120,8 @@ NAMES: dict[type[Event], str] = {cls: name for name, cls in TYPES.items()}
 # Every type is at version 1 but these; the codec upcasts what older logs hold.
 VERSIONS: dict[str, int] = {"run-requested": 2, "step-trained": 2}
 
-# Events whose identity is the request they close, not the event that happened to trigger the closing, so that
-# racing workers derive one id. Value: the fields that name the request; none: once a run.
+# Events whose identity is the request they close, or what they ask, not the event that happened to trigger them, so
+# that racing workers derive one id. Value: the fields that name it; none: once a run.
 ANCHORS: dict[type[Event], tuple[str, ...]] = {
     EvaluationCompleted: ("request",),
     RoundRequested: ("training", "round"),
@@ -130,6 +130,7 @@ ANCHORS: dict[type[Event], tuple[str, ...]] = {
     TestUnsealed: (),
     MessageQuarantined: ("sequence",),
     BudgetSpent: ("kind",),
+    KernelSubmitted: ("key", "attempt"),  # whichever rollout asks first
     RunCompleted: (),
     RunFailed: (),
 }
@@ -176,6 +177,9 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
     ),
     "kernel-bench": frozenset({KernelBenchmarked, KernelRejected}),
 }
+
+# Requests that a performance may make of another role, and who performs them.
+ASKED: dict[type[Event], str] = {KernelSubmitted: "kernel-bench"}
 
 # Outcomes of `perform`: the envelope's cause is the request they settle.
 ENDINGS = (RunCompleted, RunFailed)  # what ends a run

@@ -7,15 +7,21 @@ from typing import Literal
 import msgspec
 
 from .blob import Blob
+from .ids import sha256
 
 Protocol = Literal["gpumode", "strict"]
 Stage = Literal["compile", "verify", "time", "audit"]
 
 
+INFRASTRUCTURE = "infrastructure"  # a rejection's failure where the bench broke: no word on the kernel
+
+
 class KernelSubmitted(msgspec.Struct, frozen=True):
     """A kernel file is to be judged: `source` defines custom_kernel, `config` is given to each call.
 
-    `rollout` names who asks; `suite` the cases, empty for those of the bench's device.
+    `rollout` names who asked first; `suite` the cases, empty for those of the bench's device. The same kernel on the
+    same cases is one submission of a run (`key`), whoever asks and however often; `attempt` counts the times before
+    that were no word on it.
     """
 
     rollout: str
@@ -23,6 +29,13 @@ class KernelSubmitted(msgspec.Struct, frozen=True):
     config: dict[str, int | float | str | bool]
     protocol: Protocol
     suite: str = ""
+    attempt: int = 0
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over what the verdict is of: source, config, protocol and suite."""
+        judged = (self.source.digest, dict(sorted(self.config.items())), self.protocol, self.suite)
+        return sha256(msgspec.json.encode(judged))
 
 
 class KernelBenchmarked(msgspec.Struct, frozen=True):

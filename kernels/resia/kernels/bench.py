@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 
 from resia.domains.trimul.cases import FULL, SMALL, Suite, suite
 from resia.domains.trimul.roofline import Device
-from resia.events import Blobs, Event, Fact, KernelBenchmarked, KernelRejected, KernelSubmitted
+from resia.events import INFRASTRUCTURE, Blobs, Event, Fact, KernelBenchmarked, KernelRejected, KernelSubmitted
 from resia.events.errors import BlobError, BoundaryError, UsageError
 from resia.events.ids import seed_for
 
 from .judge import Judge, Verdict
 from .ports import Chamber
 from .timing import Budget
-
-INFRASTRUCTURE = "infrastructure"  # the bench broke: no word on the kernel
 
 
 class BenchPorts(NamedTuple):

@@ -32,6 +32,22 @@ BY_DEVICE = {
     "H200": {"rows": 64, "block_c": 64, "tile_m": 128, "tile_n": 128, "block_k": 64, "multiply_warps": 8},
     "B200": {"rows": 128, "block_c": 64, "tile_m": 128, "tile_n": 256, "block_k": 64, "multiply_warps": 8},
 }  # fmt: skip
+# What a run of the form `launch` may choose, the default first; all sizes that a tile can have.
+CHOICES = {
+    "rows": [64, 32, 128],
+    "block_c": [32, 64, 128],
+    "project_warps": [8, 4],
+    "project_stages": [2, 3],
+    "tile_m": [64, 128, 32],
+    "tile_n": [64, 128, 256],
+    "block_k": [32, 64, 16],
+    "multiply_warps": [4, 8],
+    "multiply_stages": [3, 2, 4],
+    "out_rows": [64, 32, 128],
+    "out_c": [64, 32, 128],
+    "finish_warps": [4, 8],
+    "finish_stages": [2, 3],
+}
 
 
 @triton.jit

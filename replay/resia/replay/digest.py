@@ -2,11 +2,11 @@
 
 `view` is what it is taken over, canonical and readable, so that two digests which differ can be compared. Everything
 is keyed by what it means (purpose, iteration, split, item, index, round), never by event id or number. Left out: ids,
-event numbers, Merkle roots, durations and speeds, `reused` marks, what an outside party said when a rollout failed,
-the lineage that names other runs, messages that no event could be read from, that a clock said a budget is spent (the
-decision that stopped for it is here), and the ledger by cycle, whose sum is here. Settings count by their own digest,
-and a field at its default is not there, so a field that a later version adds leaves the digests of old logs as they
-are. Total on any state.
+event numbers, Merkle roots, durations and speeds, those of kernels among them, `reused` marks, what an outside party
+said when a rollout failed, the lineage that names other runs, messages that no event could be read from, that a clock
+said a budget is spent (the decision that stopped for it is here), and the ledger by cycle, whose sum is here. Settings
+count by their own digest, and a field at its default is not there, so a field that a later version adds leaves the
+digests of old logs as they are. Total on any state.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def view(state: RunState) -> dict[str, Plain]:
         "controls_asked": state.controls_asked,
         "ending": _event(state.ending),
         "ledger": _plain(state.ledger),
+        **({"kernels": kernels} if (kernels := _kernels(state)) else {}),
     }
 
 
@@ -144,6 +145,13 @@ def _training(found: Training, names: Mapping[str, str]) -> Plain:
         "steps": _sorted(_event(step) for step in found.steps),
         "outcome": _event(found.outcome),
     }
+
+
+def _kernels(state: RunState) -> list[Plain]:
+    """Which kernels have a verdict, and which. How long one took is a clock's word, and so is what is said of it; how
+    often the bench had to be asked is left out as every retry is."""
+    judged = [(kernel.submitted, verdict) for kernel in state.kernels.values() if (verdict := kernel.verdict)]
+    return _sorted([_event(asked, "rollout", "attempt"), getattr(verdict, "failure", "")] for asked, verdict in judged)
 
 
 def _champion(champion: Champion | None, names: Mapping[str, str]) -> Plain:

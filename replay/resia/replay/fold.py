@@ -56,7 +56,7 @@ from resia.events import (
 )
 
 from .ledger import Ledger, proposed
-from .state import DecisionAt, Evaluation, Origin, RunState, Training
+from .state import DecisionAt, Evaluation, Kernel, KernelOutcome, Origin, RunState, Training
 from .verdicts import apply_verdict, record_failed_trial
 
 _replace = msgspec.structs.replace
@@ -155,10 +155,25 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _replace(state, overdrawn=state.overdrawn.set(event.kind, event))
         case EditRequested() | RolloutsRequested():
             return state
-        case KernelSubmitted() | KernelBenchmarked() | KernelRejected() | MessageQuarantined():
+        case KernelSubmitted() | KernelBenchmarked() | KernelRejected():
+            return _apply_kernel(state, fact.envelope.id, event)
+        case MessageQuarantined():
             return state
         case _:
             assert_never(event)
+
+
+def _apply_kernel(state: RunState, event_id: str, event: KernelSubmitted | KernelOutcome) -> RunState:
+    """A submission, or the first outcome of one that the log holds."""
+    if isinstance(event, KernelSubmitted):
+        kernels = _keep_first(state.kernels, event.key, Kernel(event))
+        return _replace(state, kernels=kernels, submissions=_keep_first(state.submissions, event_id, event))
+    asked = state.submissions.get(event.submission)
+    if asked is None:
+        return state
+    kernel = state.kernels[asked.key]
+    kernel = _replace(kernel, outcomes=_keep_first(kernel.outcomes, asked.attempt, event))
+    return _replace(state, kernels=state.kernels.set(asked.key, kernel))
 
 
 def _apply_edit(state: RunState, event: HarnessEdited) -> RunState:
@@ -180,7 +195,7 @@ def _add_origin(state: RunState, digest: str, origin: Origin) -> RunState:
     return _replace(state, origins=state.origins.set(digest, (*state.origins.get(digest, ()), origin)))
 
 
-def _keep_first(map_: Map[str, Any], key: str, value: object) -> Map[str, Any]:
+def _keep_first(map_: Map[Any, Any], key: object, value: object) -> Map[Any, Any]:
     """The first event that made a harness names its parent; a later equal one is the same harness."""
     return map_ if key in map_ else map_.set(key, value)
 

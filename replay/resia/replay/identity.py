@@ -19,8 +19,9 @@ def identity(run: str, cause: str | None, event: msgspec.Struct, handler: str, o
     """Id of the `ordinal`-th event (from 0) that `handler` wrote for `cause` (an event id; None: nothing caused it).
 
     `handler` is `ROLE.TYPE` of the event decided on, `ROLE.perform.TYPE` of the request performed, or `ROLE.genesis`.
-    An anchored event (events.ANCHORS) takes its id from the request that it closes, whoever closes it. The outcomes
-    of performing a request (events.OUTCOMES) share one id, whatever their type: only one of them can be appended.
+    An anchored event (events.ANCHORS) takes its id from the request that it closes, or from what it asks, whoever
+    writes it. The outcomes of performing a request (events.OUTCOMES) share one id, whatever their type: only one of
+    them can be appended.
     """
     if is_outcome(event, handler):
         return event_id(run, cause or run, "outcome", 0)

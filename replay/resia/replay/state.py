@@ -13,6 +13,7 @@ import msgspec
 from immutables import Map
 
 from resia.events import (
+    INFRASTRUCTURE,
     AdapterTrained,
     BudgetSpent,
     Candidate,
@@ -25,6 +26,9 @@ from resia.events import (
     GateReport,
     HarnessDrafted,
     HarnessEdited,
+    KernelBenchmarked,
+    KernelRejected,
+    KernelSubmitted,
     ProbeAlarmed,
     RolloutFailed,
     RolloutRecorded,
@@ -107,6 +111,27 @@ class Trial(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+KernelOutcome = KernelBenchmarked | KernelRejected
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """A kernel that was submitted and what came of each attempt; those that are no word on it may be among them."""
+
+    submitted: KernelSubmitted
+    outcomes: Map[int, KernelOutcome] = Map()  # by attempt
+
+    @property
+    def verdict(self) -> KernelOutcome | None:
+        """The last word on it; None where every attempt ended in the bench's own failure, or none has ended."""
+        said = [found for _, found in sorted(self.outcomes.items()) if not broke(found)]
+        return said[-1] if said else None
+
+
+def broke(outcome: KernelOutcome) -> bool:
+    """Whether it was the bench that failed."""
+    return isinstance(outcome, KernelRejected) and outcome.failure == INFRASTRUCTURE
+
+
 class Origin(msgspec.Struct, frozen=True):
     """One edit that led to a harness. `measured` False: the harness was known by then, and was not measured again."""
 
@@ -151,6 +176,8 @@ class RunState(msgspec.Struct, frozen=True):
     cycles: Map[int, Ledger] = Map()  # by the decisions taken before; their sum is the ledger
     overdrawn: Map[str, BudgetSpent] = Map()  # budgets that a clock said are spent, by kind
     scores: Map[tuple[str, str], str] = Map()  # (item, answer) -> id of the rollout that was scored
+    kernels: Map[str, Kernel] = Map()  # by the key of their submissions
+    submissions: Map[str, KernelSubmitted] = Map()  # by event id
     settled: Map[str, None] = Map()  # requests that have their outcome
     skipped: tuple[int, ...] = ()  # numbers of messages that are no events
     leaves: Map[int, str] = Map()  # of the events after `root_to`

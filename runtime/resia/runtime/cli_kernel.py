@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import DONE, FAILED, JsonOption, emit, say
+from .cli_options import DONE, FAILED, JsonOption, UnsafeOption, emit, say
 
 if TYPE_CHECKING:
     from resia.kernels.judge import Verdict
@@ -30,7 +30,6 @@ CaseOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of torch on a processor.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the inputs.")]
-UnsafeOption = Annotated[bool, typer.Option("--unsafe-local", help="Run the file without a sandbox if there is none.")]
 
 
 def register(parent: typer.Typer) -> None:

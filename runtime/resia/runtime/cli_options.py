@@ -19,6 +19,7 @@ NatsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pulled assets.")]
+UnsafeOption = Annotated[bool, typer.Option("--unsafe-local", help="Run the file without a sandbox if there is none.")]
 
 
 class Interrupted(Exception):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import CacheOption, JsonOption, print_shown
+from .cli_options import CacheOption, JsonOption, UnsafeOption, print_shown
 
 
 def register(app: typer.Typer) -> None:
@@ -21,9 +21,11 @@ def score(
     protocol: Annotated[str | None, typer.Option(help="How it is scored; default: the domain's first.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One option of the domain, as name=value.")] = None,
     cache: CacheOption = None,
+    unsafe_local: UnsafeOption = False,
     json: JsonOption = False,
 ) -> int:
     """Score a file of answers without a run: scores, coverage, and what is wrong with the answers that are none."""
     from .scoring import score_file, shown
 
-    return print_shown(shown(domain, predictions, score_file(domain, protocol, predictions, set_ or [], cache)), json)
+    found = score_file(domain, protocol, predictions, set_ or [], cache, unsafe_local)
+    return print_shown(shown(domain, predictions, found), json)

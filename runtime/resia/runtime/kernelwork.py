@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, cast
 
+from resia.domains.base import FileScore
 from resia.domains.trimul.cases import Suite
+from resia.domains.trimul.cases import suite as named_suite
 from resia.domains.trimul.operator import Case, Law
 from resia.events import KernelProtocol
 from resia.events.errors import UnknownName, UsageError
@@ -20,6 +22,7 @@ from .chamber.devices import find
 from .chamber.lease import lease
 from .chamber.process import ProcessChamber
 
+PROTOCOLS: tuple[KernelProtocol, ...] = ("strict", "gpumode")  # the default first
 _CASE = re.compile(r"(\d+)/(\d+)/(\d+)(-normal|-cauchy)?(-masked)?")
 _MOST = 1 << 20  # bytes of a kernel file
 Say = Callable[[str], None]
@@ -47,11 +50,24 @@ def verified(work: Work, say: Say) -> Verdict:
 
 def benched(work: Work, protocol: str, say: Say) -> Verdict:
     """Raises UsageError for what cannot be used."""
-    if protocol not in get_args(KernelProtocol):
-        raise UnknownName("protocol", protocol, get_args(KernelProtocol))
+    if protocol not in PROTOCOLS:
+        raise UnknownName("protocol", protocol, PROTOCOLS)
     source, config = _source(work.file), _config(work.config)
     with _judge(work, say) as judge:
-        return judge.bench(source, config, cast(KernelProtocol, protocol), work.seed)
+        return judge.bench(source, config, protocol, work.seed)
+
+
+def filed(file: Path, protocol: str, suite: str, threads: int, unsafe_local: bool) -> FileScore:
+    """A kernel file as `resia score` shows one: the verdict over the cases of a suite, each of them one problem."""
+    work = Work(file, [], suite or None, [], "auto", threads, 0, unsafe_local)
+    verdict = benched(work, protocol, lambda _: None)
+    timed = named_suite(verdict.suite).timed
+    answered = 0 if verdict.failure else len(timed)
+    scores = {"reward_1500": verdict.reward}
+    if not verdict.failure:
+        scores |= {"geomean_us": verdict.geomean_us, "floor_us": verdict.floor_us}
+    invalid = {verdict.failure: len(timed)} if verdict.failure else {}
+    return FileScore(protocol, verdict.suite, len(timed), answered, answered / len(timed), scores, invalid)
 
 
 def lines(verdict: Verdict) -> Iterator[str]:

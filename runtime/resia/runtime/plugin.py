@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from resia.agents.ports import Line
 from resia.events import (
     ENDINGS,
     NAMES,
@@ -165,7 +166,7 @@ def role_of(declared: Declaration, blobs: Blobs) -> Role:
     custom = tuple(kind for kind in declared.consumes if kind not in TYPES)
     name = declared.role if declared.role in WRITERS else f"{declared.role}.{declared.name}"
 
-    def perform(state: RunState, fact: Fact | Custom) -> Iterator[Sequence[msgspec.Struct]]:
+    def perform(state: RunState, fact: Fact | Custom, _: Line) -> Iterator[Sequence[msgspec.Struct]]:
         yield _called(declared, fact, Run(fact.envelope.run, state, blobs))
 
     settles = any(issubclass(cls, OUTCOMES) for cls in declared.emits)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from resia.events import (
+    ASKED,
     OUTCOMES,
     Blobs,
     DraftFailed,
@@ -24,6 +25,8 @@ from resia.events import (
     Fact,
     HarnessDrafted,
     HarnessEdited,
+    KernelBenchmarked,
+    KernelRejected,
     Manifest,
     RolloutFailed,
     RolloutsRequested,
@@ -37,6 +40,7 @@ from resia.replay.redeciding import PERFORMED, written_by
 from resia.replay.state import RunState
 from resia.replay.verify import Problem
 
+from .asking import RecordedLine
 from .bitequal import Performance, Unsaid, compare
 from .overlay import OverlayBlobs
 from .reading import Log
@@ -98,7 +102,7 @@ def _performed(fact: Fact, cause: Fact) -> bool:
     """Whether `fact` was written by performing `cause`, and not by a rule."""
     if isinstance(fact.event, TrainingFailed):
         return isinstance(cause.event, RoundRequested)
-    return type(fact.event) in PERFORMED
+    return type(fact.event) in PERFORMED and type(fact.event) not in ASKED  # it is asked again, and of this log
 
 
 def recompute(
@@ -133,6 +137,7 @@ class _Again:
     def __init__(self, log: Log, resources: Resources) -> None:
         self._log, self._resources = log, resources
         self._state = log.origin
+        self._line = RecordedLine(log.at)
         self._roles: dict[str, Role] = {}
         self._here: dict[int, Manifest] = {}
         self._domain: str | None = None
@@ -166,6 +171,8 @@ class _Again:
         """The events that performing gives on the state it was performed on; Unsaid when that cannot be had here."""
         if any(isinstance(fact.event, RolloutFailed) for fact in work.recorded.values()):
             raise Unsaid("the engine or the sandbox had failed, which is not made to happen again")
+        if isinstance(work.outcome.event, KernelBenchmarked | KernelRejected):
+            raise Unsaid("a clock had part in the verdict on a kernel: resia kernel bench judges its file again")
         state, recorded = self._state_at(work), manifest_of(work.outcome)
         request = state.request
         if request is None:
@@ -180,7 +187,7 @@ class _Again:
         perform = self._role(work.outcome.envelope.producer.role).perform
         if perform is None:
             raise Unsaid("the role that performed it performs nothing in this package")
-        return [event for batch in perform(state, work.request) for event in batch]
+        return [event for batch in perform(state, work.request, self._line) for event in batch]
 
     def _state_at(self, work: Performance) -> RunState:
         basis = work.outcome.envelope.basis

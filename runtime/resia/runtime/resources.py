@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # Where a domain's data comes from when its options name no path: an asset of this package's catalogue.
 DOMAIN_ASSETS = {"denoising": ("path", "celltypist-sample")}
+KERNEL_DOMAINS = frozenset({"trimul"})  # a run of these has a kernel-bench
 Live = Callable[[dict[str, Any]], None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from resia.agents.ports import Line
 from resia.events import (
     ControlRequested,
     EditRequested,
@@ -62,7 +63,7 @@ def _meta(resources: Resources, live_of: LiveOf) -> Role:
     del live_of
     from resia.agents import proposing
 
-    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+    def perform(state: RunState, fact: Fact, _: Line) -> Iterator[Sequence[Event]]:
         request = _request(state)
         domain = resources.domain(request)
         if request.settings.proposer == "llm":
@@ -77,12 +78,12 @@ def _meta(resources: Resources, live_of: LiveOf) -> Role:
 def _task(resources: Resources, live_of: LiveOf) -> Role:
     from resia.agents import rollout, taskwork
 
-    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+    def perform(state: RunState, fact: Fact, line: Line) -> Iterator[Sequence[Event]]:
         request = _request(state)
         domain = resources.domain(request)
+        ports = resources.agent_ports(request, live_of(fact.envelope.run))._replace(line=line)
         if isinstance(fact.event, ControlRequested):
-            return rollout.measure_controls(fact, domain)
-        ports = resources.agent_ports(request, live_of(fact.envelope.run))
+            return rollout.measure_controls(fact, domain, ports)
         return rollout.sample_shard(state, fact, domain, ports)
 
     return Role("task", taskwork.DECIDES, taskwork.decide, (RolloutsRequested, ControlRequested), perform)
@@ -92,7 +93,7 @@ def _feedback(resources: Resources, live_of: LiveOf) -> Role:
     del live_of
     from resia.agents import feedback, proposing
 
-    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+    def perform(state: RunState, fact: Fact, _: Line) -> Iterator[Sequence[Event]]:
         request = _request(state)
         domain = resources.domain(request)
         if request.settings.proposer == "llm":
@@ -109,7 +110,7 @@ def _trainer(resources: Resources, live_of: LiveOf) -> Role:
 
     from resia.trainers import decider, performing
 
-    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+    def perform(state: RunState, fact: Fact, _: Line) -> Iterator[Sequence[Event]]:
         request = _request(state)
         ports = performing.TrainerPorts(
             policy=lambda training: resources.policy(request, training),
@@ -126,7 +127,7 @@ def _trainer(resources: Resources, live_of: LiveOf) -> Role:
 def _kernel_bench(resources: Resources, live_of: LiveOf) -> Role:
     from resia.kernels import bench
 
-    def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
+    def perform(state: RunState, fact: Fact, _: Line) -> Iterator[Sequence[Event]]:
         settings = _request(state).settings
         ports = bench.BenchPorts(
             chamber=lambda: resources.chamber(settings.engine.threads),

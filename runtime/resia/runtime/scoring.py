@@ -16,18 +16,25 @@ from resia.events import RunSettings
 from resia.events.errors import UnknownName, UsageError
 
 from .config import load_settings
-from .resources import domain_for
+from .resources import KERNEL_DOMAINS, domain_for
 from .views import Shown
 
 
 def score_file(
-    name: str, protocol: str | None, predictions: Path, options: Sequence[str], cache: Path | None
+    name: str,
+    protocol: str | None,
+    predictions: Path,
+    options: Sequence[str],
+    cache: Path | None,
+    unsafe_local: bool = False,
 ) -> tuple[FileScore, ...]:
     """Scores of `predictions` under `protocol`, by default the domain's first; `options` are the domain's, as
-    name=value. UsageError for what cannot be used."""
+    name=value. `unsafe_local`: a kernel file may run without a sandbox. UsageError for what cannot be used."""
     if not predictions.is_file():
         raise UsageError(f"there is no file {predictions}: check the name given to --predictions")
     settings = load_settings(None, [f"domain_options.{option}" for option in options], RunSettings(domain=name))
+    if name in KERNEL_DOMAINS:
+        return _bench_file(name, protocol, predictions, settings, unsafe_local)
     domain = domain_for(settings, cache)
     if not isinstance(domain, FileScored):
         raise UsageError(f"domain '{name}' scores no files: it has no score_file")
@@ -35,6 +42,21 @@ def score_file(
     if chosen not in domain.protocols():
         raise UnknownName(f"protocol of the {name} domain", chosen, domain.protocols())
     return domain.score_file(chosen, predictions)
+
+
+def _bench_file(
+    name: str, protocol: str | None, file: Path, settings: RunSettings, unsafe_local: bool
+) -> tuple[FileScore, ...]:
+    """A kernel file on the device's public cases, or on the suite that the options name. No domain can judge one."""
+    from .kernelwork import PROTOCOLS, filed
+
+    options = dict(settings.domain_options)
+    suite = str(options.pop("suite", ""))
+    if options:
+        raise UnknownName(f"option of a kernel file of the {name} domain", str(next(iter(options))), ("suite",))
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UnknownName(f"protocol of the {name} domain", protocol, PROTOCOLS)
+    return (filed(file, protocol or PROTOCOLS[0], suite, settings.engine.threads, unsafe_local),)
 
 
 def shown(domain: str, predictions: Path, scores: Sequence[FileScore]) -> Shown:

@@ -27,7 +27,7 @@ from resia.replay.state import RunState
 from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
 from .endpoint import check_proposer
-from .resources import domain_for, model_folder, package_version
+from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
 from .server import Access
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
@@ -37,7 +37,6 @@ from .worker import Clerk, Follower, cancelled
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1, "kernel-bench": 0}
 OPTIONAL = frozenset({"trainer", "kernel-bench"})  # may be attached from elsewhere: on several ranks, with a GPU
-KERNEL_DOMAINS = frozenset({"trimul"})  # a run of these has a kernel-bench
 MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
 SLOT_BYTES = 100  # of an evaluation's event a rollout takes, beside its item's name
 DISK_CHECK_S = 1.0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
+from resia.agents.ports import Line
 from resia.events import (
     NAMES,
     Custom,
@@ -38,6 +39,7 @@ from resia.replay.identity import decided, identity, is_outcome, performed
 from resia.replay.seal import broken_by
 from resia.replay.state import RunState
 
+from .asking import AskingLine
 from .bus import ACK_WAIT_S, Bus, Work
 from .lineage import origin_of
 
@@ -46,16 +48,16 @@ CANCEL_AGAIN_S = 0.5
 _log = structlog.get_logger()
 
 Decide = Callable[[RunState, Fact], Sequence[Event]]
-Perform = Callable[[RunState, Any], Iterator[Sequence[msgspec.Struct]]]
+Perform = Callable[[RunState, Any, Line], Iterator[Sequence[msgspec.Struct]]]
 
 
 class Role(NamedTuple):
     """What a kind of worker does: the events it decides on, the requests it performs, and how.
 
     `perform` yields batches of events, each appended as one before it goes on; the last one settles the request.
-    It runs in a thread of its own, one at a time. It is given a Fact, or a Custom for a type of `also`, the wire types
-    outside the core that are performed. `durable` names the consumer that the role's processes share. One role of a
-    run `quarantines`: it records which messages are no events.
+    It runs in a thread of its own, one at a time, and may ask another role over the line that it is given. It is given
+    a Fact, or a Custom for a type of `also`, the wire types outside the core that are performed. `durable` names the
+    consumer that the role's processes share. One role of a run `quarantines`: it records which messages are no events.
     """
 
     name: str
@@ -103,6 +105,20 @@ class Follower:
         async with self._moved:
             await self._moved.wait_for(lambda: self.state.sequence >= sequence)
         return self.state
+
+    async def until(self, holds: Callable[[RunState], bool], timeout_s: float | None = None) -> RunState | None:
+        """The first state from now on for which `holds`; None where none came in time."""
+        waiting = asyncio.ensure_future(self._held(holds))
+        try:
+            await asyncio.wait({waiting}, timeout=timeout_s)
+            return waiting.result() if waiting.done() else None
+        finally:
+            await cancelled([waiting])
+
+    async def _held(self, holds: Callable[[RunState], bool]) -> RunState:
+        async with self._moved:
+            await self._moved.wait_for(lambda: holds(self.state))
+            return self.state
 
 
 class Clerk(NamedTuple):
@@ -246,13 +262,21 @@ class Worker:
         state = await self._follower.reached(await self._bus.last_sequence(self._clerk.run))
         if (self._role.settles and fact.envelope.id in state.settled) or self._role.perform is None:
             return 0
-        done, batches = 0, self._role.perform(state, fact)
         handler = performed(self._role.name, fact.envelope.type)
-        while (events := await asyncio.to_thread(next, batches, None)) is not None:
-            if events:
-                drafts = self._clerk.drafts(fact, state.sequence, events, handler, done)
-                await self._bus.append(self._clerk.run, drafts)
-            done += len(events)
+
+        async def ask(event: Event) -> None:
+            await self._bus.append(self._clerk.run, self._clerk.drafts(fact, state.sequence, [event], handler))
+
+        line = AskingLine(asyncio.get_running_loop(), self._follower, ask)
+        done, batches = 0, self._role.perform(state, fact, line)
+        try:
+            while (events := await asyncio.to_thread(next, batches, None)) is not None:
+                if events:
+                    drafts = self._clerk.drafts(fact, state.sequence, events, handler, done)
+                    await self._bus.append(self._clerk.run, drafts)
+                done += len(events)
+        finally:
+            line.close()
         return done
 
 

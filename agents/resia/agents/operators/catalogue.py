@@ -22,6 +22,7 @@ _ORDER = (
     "longer-answers",
     "shorten-instruction",
     "self-consistency",
+    "attempt-first",
     "ask-one-by-one",
     "last-mention",
     "any-line",

@@ -39,6 +39,15 @@ def _decompose(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     return msgspec.structs.replace(harness, tool_dispatch=tool_sources.asking_dispatch(domain.spec))
 
 
+def _attempt(harness: Harness, domain: Domain, view: SearchView) -> Harness:
+    """A dispatch that lets a program be judged before it is the answer, where the policy has turns to mend it in."""
+    del view
+    tool = next((tool for tool in domain.spec.tools if tool.gives == "verdict"), None)
+    if tool is None or not code_parameter(domain.spec) or not harness.retry_policy.tool_turns:
+        return harness
+    return msgspec.structs.replace(harness, tool_dispatch=tool_sources.attempting_dispatch(domain.spec, tool))
+
+
 OPERATORS = (
     Operator(
         "repair-arguments",
@@ -60,6 +69,13 @@ OPERATORS = (
         {"wrong": 0.7, "weak": 0.5, "tool_error": 0.5},
         "Answers are valid but often wrong: take the label of the classifier that was fitted on the search split.",
         _classify,
+    ),
+    Operator(
+        "attempt-first",
+        "tool_dispatch",
+        {"tool_error": 0.9, "wrong": 0.7, "timeout": 0.5, "sandbox_violation": 0.5},
+        "Programs did not run, or gave what is wrong: tell the model what the judge says, and let it mend them.",
+        _attempt,
     ),
     Operator(
         "ask-one-by-one",

@@ -2,14 +2,19 @@
 
 `full` is the public benchmark's and is meant for a GPU. `small` has the same seven laws and masks at an eighth of each
 N, for a processor; its microseconds compare with no published number. `smoke` is for a first look, in seconds.
+
+The items of a run have suites of their own, `SIZE/SPLIT/NUMBER`: one shape that is timed, and two smaller ones that are
+tested as well. No N of one split is in another.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from resia.events import Split
 from resia.events.errors import UnknownName
 
 from .operator import Case, Law
@@ -61,8 +66,41 @@ SMOKE = Suite("smoke", (Case(12, 1, 32), Case(9, 2, 32, "cauchy", masked=True)),
 SUITES = {suite.name: suite for suite in (FULL, SMALL, SMOKE)}
 
 
+# Residues of N by split: no shape of the search is ever seen in validation or test.
+RESIDUES: dict[Split, int] = {"search": 0, "validation": 2, "test": 5}
+
+
+class Size(NamedTuple):
+    """How large the shapes of a run's items are. `step` is what a split's residue of N is a multiple of."""
+
+    timed: tuple[int, ...]
+    channels: tuple[int, int]
+    tested: int
+    step: int = 1
+
+
+SIZES: dict[str, Size] = {
+    "smoke": Size((8, 16, 24), (32, 64), 8),
+    "small": Size((32, 64, 96), (128, 256), 16),
+    "full": Size((256, 512, 768, 1024), (128, 384), 32, step=16),
+}
+_ITEM = re.compile(r"(smoke|small|full)/(search|validation|test)/(\d{1,3})")
+
+
+def item_suite(size: str, split: Split, index: int) -> Suite:
+    """The suite of item `index` of a split: N, channels, mask, law and batch take turns."""
+    chosen, more = SIZES[size], RESIDUES[split] * SIZES[size].step
+    law, masked, channels = LAWS[index // 4 % 2], bool(index // 2 % 2), chosen.channels[index % 2]
+    timed = Case(chosen.timed[index % len(chosen.timed)] + more, 1 + index // 8 % 2, channels, law, masked)
+    least = chosen.tested + more
+    tested = (Case(least, 1, channels), Case(least, 2, chosen.channels[0], "cauchy", masked=True))
+    return Suite(f"{size}/{split}/{index:02d}", tested, (timed,))
+
+
 def suite(name: str) -> Suite:
     """The suite called `name`. Raises UnknownName."""
+    if found := _ITEM.fullmatch(name):
+        return item_suite(found[1], cast(Split, found[2]), int(found[3]))
     if name not in SUITES:
         raise UnknownName("suite of cases", name, SUITES)
     return SUITES[name]

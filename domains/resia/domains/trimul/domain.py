@@ -21,7 +21,7 @@ from resia.events.errors import UnknownName
 from resia.events.ids import seed_for, sha256
 
 from . import tool
-from .cases import reward
+from .cases import RESIDUES, reward
 from .operator import Case, Law
 from .roofline import Device, cpu, ideal_us
 
@@ -33,8 +33,6 @@ FASTER = 0.95  # of the plain kernel's time: what is closer is noise
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 CHANNELS = (128, 256)
 LAWS: tuple[Law, ...] = ("normal", "cauchy")
-# Residues of N by split: no shape of the search is ever seen in validation or test.
-RESIDUES: dict[Split, int] = {"search": 0, "validation": 2, "test": 5}
 
 Items = Annotated[int, Meta(ge=1, le=96)]
 
@@ -50,7 +48,8 @@ class TriMulOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TriMul:
-    """Implements `resia.domains.base.Domain`; see there, but for its scores, which are of this machine and moment."""
+    """The form `launch`, timed in this process. Implements `resia.domains.base.Domain`; see there, but for its scores,
+    which are of this machine and moment."""
 
     Options = TriMulOptions
 

@@ -30,19 +30,23 @@ OTHER_VECTOR = 32
 
 
 class Device(msgspec.Struct, frozen=True):
-    """`flops` and `bytes` a second at most; `cache_bytes` of the largest cache, which timed inputs must overflow."""
+    """`flops` and `bytes` a second at most; `cache_bytes` of the largest cache, which timed inputs must overflow.
+
+    `unit` tells two devices of one name apart on a machine; empty where there can be only one.
+    """
 
     name: str
     kind: str  # cuda or cpu
     flops: float
     bytes: float
     cache_bytes: int
+    unit: str = ""
 
 
-def gpu(name: str, flops: float, bytes_: float, cache_bytes: int) -> Device:
+def gpu(name: str, flops: float, bytes_: float, cache_bytes: int, unit: str = "") -> Device:
     """A GPU by the driver's name: the rates known for it, else those computed from its properties."""
     known = next((rates for model, rates in GPUS.items() if model in name), (flops, bytes_, cache_bytes))
-    return Device(name, "cuda", *known)
+    return Device(name, "cuda", *known, unit)
 
 
 def cpu(threads: int) -> Device:

@@ -40,4 +40,13 @@ def _gpu(found: object) -> Device:
     tensor = _TENSOR_FLOP.get(capability, _NEWER)
     flops = number("multi_processor_count", 1) * number("clock_rate", 3e6) * 1e3 * tensor
     bytes_ = 2 * number("memory_clock_rate", 1e7) * 1e3 * number("memory_bus_width", 8192) / 8
-    return roofline.gpu(str(getattr(found, "name", "GPU")), flops, bytes_, int(number("L2_cache_size", 128 << 20)))
+    cache = int(number("L2_cache_size", 128 << 20))
+    return roofline.gpu(str(getattr(found, "name", "GPU")), flops, bytes_, cache, _unit(found))
+
+
+def _unit(found: object) -> str:
+    """The driver's id of one GPU, the same whatever number a process knows it by; its place on the bus where the driver
+    tells no id."""
+    place = [getattr(found, name, None) for name in ("pci_domain_id", "pci_bus_id", "pci_device_id")]
+    told = getattr(found, "uuid", None) or (None if None in place else ":".join(map(str, place)))
+    return "" if told is None else str(told)

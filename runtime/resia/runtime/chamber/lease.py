@@ -18,7 +18,8 @@ POLL_S = 0.05
 
 def lease_path(device: Device, folder: Path | None = None) -> Path:
     """The file that stands for `device`, the same for every process of this user."""
-    name = hashlib.sha256(device.name.partition(",")[0].encode()).hexdigest()[:16]
+    known_by = device.unit or device.name.partition(",")[0]
+    name = hashlib.sha256(known_by.encode()).hexdigest()[:16]
     return (folder or platformdirs.user_cache_path("resia")) / "leases" / f"{device.kind}-{name}.lock"
 
 
