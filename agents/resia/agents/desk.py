@@ -72,7 +72,7 @@ class Desk:
     def tools(self) -> dict[str, Tool]:
         """The domain's, bound to the item, and `ask` where the policy allows it."""
         own = {ASK: self._ask} if self._shard.harness.retry_policy.asks else {}
-        found = own | tools_of(self._shard.domain, self._slot.item)
+        found = own | tools_of(self._shard.domain, self._slot.item, self._shard.ports.programs)
         return {name: self._recorded(name, tool) for name, tool in found.items()}
 
     def calls(self) -> tuple[ToolCall, ...]:

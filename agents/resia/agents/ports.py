@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from resia.domains.programs import ProgramRunner, no_programs
 from resia.events import Blobs, Manifest, Message
 
 Json = Any
 NO_ROOM = "context"
+PROGRAMS = "; programs: "  # between the tier of harness code and that of answers which are programs
 Tool = Callable[[dict[str, Json]], Json]
 
 
@@ -111,10 +113,11 @@ class ProposerPorts(NamedTuple):
 
 class AgentPorts(NamedTuple):
     """All that the agents' `perform` may touch. `clock` is monotonic seconds; `live` publishes progress that no log
-    keeps."""
+    keeps; `programs` is asked for only where a domain's answers are programs."""
 
     engine: Callable[[], Engine]
     sandbox: Callable[[], Sandbox]
     blobs: Blobs
     clock: Callable[[], float]
     live: Callable[[dict[str, Json]], None]
+    programs: Callable[[], ProgramRunner] = no_programs

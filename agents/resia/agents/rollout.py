@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from resia.domains.base import Domain, Score, controlled, rendered, scored
+from resia.domains.base import Domain, Score, controlled, rendered
+from resia.domains.programs import Programmed, worth
 from resia.events import (
     ControlFailed,
     ControlMeasured,
@@ -31,7 +32,7 @@ from resia.replay.state import RunState
 
 from .desk import DETAIL_CHARS, Shard, announcer
 from .episode import Episode, play
-from .ports import AgentPorts
+from .ports import PROGRAMS, AgentPorts
 
 TRAJECTORY_MEDIA = "application/vnd.resia.trajectory+msgpack"
 
@@ -42,7 +43,7 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     assert isinstance(event, RolloutsRequested)
     started = ports.clock()
     harness = decode_harness(ports.blobs.get(event.candidate.harness))
-    memo, temperature = _Scores(state, domain), harness.retry_policy.temperature
+    memo, temperature = _Scores(state, domain, ports), harness.retry_policy.temperature
     try:
         episodes = play(Shard(event, harness, domain, ports, announcer(event, ports)))
         rollouts = [_recorded(event, episode, temperature, memo, ports) for episode in episodes]
@@ -50,9 +51,9 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
         raise  # the store failed, not the sampling: the worker comes back to this shard
     except BoundaryError as cause:  # the engine, the sandbox or the scorer broke: nothing here is the agent's fault
         failed = [_failed(event, slot, str(cause)) for slot in event.slots]
-        yield [*failed, _sampled(fact, [], len(failed), ports, started)]
+        yield [*failed, _sampled(fact, [], len(failed), domain, ports, started)]
         return
-    yield [*rollouts, _sampled(fact, rollouts, 0, ports, started)]
+    yield [*rollouts, _sampled(fact, rollouts, 0, domain, ports, started)]
 
 
 def measure_controls(fact: Fact, domain: Domain) -> Iterator[list[Event]]:
@@ -70,8 +71,8 @@ def measure_controls(fact: Fact, domain: Domain) -> Iterator[list[Event]]:
 class _Scores:
     """Scores the same answers on an item once: known from the log, from this shard, or asked of the domain."""
 
-    def __init__(self, state: RunState, domain: Domain) -> None:
-        self._state, self._domain = state, domain
+    def __init__(self, state: RunState, domain: Domain, ports: AgentPorts) -> None:
+        self._state, self._domain, self._programs = state, domain, ports.programs
         self._here: dict[tuple[str, str], Score] = {}
 
     def score(self, episode: Episode) -> tuple[Score, str, bool]:
@@ -82,7 +83,7 @@ class _Scores:
             return Score(0.0, False, episode.read.failure, episode.read.detail, {}), "", False
         text = "\n".join(rendered(self._domain, answer) for answer in answers)
         known = self._here.get((item, text)) or self._logged(item, text)
-        score = known or scored(self._domain, item, answers)
+        score = known or worth(self._domain, item, answers, self._programs)
         self._here[item, text] = score
         return score, text, known is not None
 
@@ -152,11 +153,11 @@ def _failed(event: RolloutsRequested, slot: Slot, error: str) -> RolloutFailed:
 
 
 def _sampled(
-    fact: Fact, rollouts: Sequence[RolloutRecorded], failed: int, ports: AgentPorts, started: float
+    fact: Fact, rollouts: Sequence[RolloutRecorded], failed: int, domain: Domain, ports: AgentPorts, started: float
 ) -> ShardSampled:
     event = fact.event
     assert isinstance(event, RolloutsRequested)
-    manifest = msgspec.structs.replace(ports.engine().manifest, sandbox_tier=ports.sandbox().tier)
+    manifest = msgspec.structs.replace(ports.engine().manifest, sandbox_tier=_tier(domain, ports))
     return ShardSampled(
         fact.envelope.id,
         event.evaluation,
@@ -172,3 +173,9 @@ def _sampled(
         manifest,
         event.retry,
     )
+
+
+def _tier(domain: Domain, ports: AgentPorts) -> str:
+    """How generated code is locked in: the harness's, and programs where answers are such."""
+    own = ports.sandbox().tier
+    return f"{own}{PROGRAMS}{ports.programs().tier}" if isinstance(domain, Programmed) else own

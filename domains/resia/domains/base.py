@@ -48,13 +48,14 @@ class ToolSpec(msgspec.Struct, frozen=True):
     """A tool that a harness may call beside the answer's own; the domain is `Tooled`.
 
     `arguments` gives each one's name and what it is; one that is left out stands for the item's own. `gives`: `text`,
-    or of the answer's `parameter` one value (`label`) or several, the likeliest first (`shortlist`).
+    or of the answer's `parameter` one value (`label`) or several, the likeliest first (`shortlist`), or whether a value
+    of it would be a valid answer (`verdict`): {"ok": bool, "failure": str, "detail": str}, without any score.
     """
 
     name: str
     doc: str
     arguments: dict[str, str] = {}
-    gives: Literal["text", "label", "shortlist"] = "text"
+    gives: Literal["text", "label", "shortlist", "verdict"] = "text"
     parameter: str = ""
 
 
@@ -284,6 +285,11 @@ def scored(domain: Domain, item: str, answers: Sequence[Answer]) -> Score:
     finite or other steps than answers."""
     with boundary(BoundaryError, f"scoring item '{item}' failed"):
         score = domain.score_steps(item, answers) if isinstance(domain, Stepwise) else domain.score(item, answers[0])
+    return sound(item, answers, score)
+
+
+def sound(item: str, answers: Sequence[Answer], score: Score) -> Score:
+    """`score`; BoundaryError where it holds a number that is not finite, or other steps than answers."""
     numbers = {"reward": score.reward, **score.metrics, **{f"step {n}": r for n, r in enumerate(score.steps)}}
     _require_finite(f"item '{item}'", numbers)
     if score.steps and len(score.steps) != len(answers):

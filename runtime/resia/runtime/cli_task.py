@@ -11,6 +11,9 @@ from .cli_options import CacheOption, JsonOption, emit, print_shown
 
 task_app = typer.Typer(help="Problems: what can be improved on.", no_args_is_help=True)
 PROBLEM = "problem.py"
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe-local", help="Run answers that are programs without a sandbox if there is none.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +44,7 @@ def check_task(
     items: Annotated[int, typer.Option(min=1, help="Items of each split to try answers on.")] = 2,
     answers: Annotated[int, typer.Option(min=0, help="Drawn answers beside those that the task names.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Draws them.")] = 0,
+    unsafe_local: UnsafeOption = False,
     cache: CacheOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -49,4 +53,4 @@ def check_task(
 
     from .admitting import check
 
-    return print_shown(check(name, set_ or [], cache, Plan(items, answers, seed)), json)
+    return print_shown(check(name, set_ or [], cache, Plan(items, answers, seed), unsafe_local), json)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -22,7 +22,7 @@ from resia.events.ids import sha256
 from . import controls, tool
 from .items import SPLITS, Bench, check_depth, lay_out, pools, problems
 from .matrices import read_counts
-from .metrics import Verdict
+from .metrics import Floats, Verdict
 from .synthetic import synthetic_counts
 
 LAID_OUT = 8  # items kept in memory, about 15 MB each
@@ -35,7 +35,8 @@ class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `path`: an .npz, an .h5ad, a 10x folder, or hub:OWNER/NAME/FILE[@REVISION]; `layer`: which layer of an .h5ad holds
     raw counts (empty: X). Genes counted in fewer than `min_cells_per_gene` of all cells are left out: they are nearly
-    all zero, in every score, and cost a quarter of the time.
+    all zero, in every score, and cost a quarter of the time. `form`: an answer is the settings of MAGIC, or a program
+    denoise(X, seed) (`program_domain`), on the same items.
     """
 
     path: str = ""
@@ -46,6 +47,7 @@ class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_seed: Annotated[int, Meta(ge=0)] = 0
     min_cells_per_gene: Annotated[int, Meta(ge=1)] = 30
     layer: str = ""
+    form: Literal["typed", "program"] = "typed"
 
 
 class Denoising:
@@ -61,6 +63,7 @@ class Denoising:
             )
         counts = synthetic_counts(options.data_seed) if options.synthetic else read_counts(options.path, options.layer)
         self._counts = counts.genes_in(options.min_cells_per_gene)
+        self._seed = options.data_seed
         self._digest = sha256(_fixed(options) + counts.digest().encode())
         pool = pools(self._counts, options.data_seed)
         sizes = dict(zip(SPLITS, (options.search_items, options.validation_items, options.test_items), strict=True))
@@ -92,7 +95,10 @@ class Denoising:
     def score(self, item: str, answer: Answer) -> Score:
         """Audited reward; success beats the reversed MAGIC on the same item. Raises ValueError for no valid answer and
         UnknownName for no item."""
-        verdict = self._verdict(item, tool.parse(answer))
+        return self.scored(item, self._verdict(item, tool.parse(answer)))
+
+    def scored(self, item: str, verdict: Verdict) -> Score:
+        """The score of an answer to `item` that was judged so."""
         reference = self._verdict(item, tool.REFERENCE.answer).audited
         metrics = {**_metrics(verdict), "reference": reference}
         if verdict.fault:
@@ -131,7 +137,12 @@ class Denoising:
         rewards = [self._verdict(item.id, answer).audited for item in self._items["search"]]
         return sum(rewards) / len(rewards)
 
+    def judged(self, item: str, answer_CG: Floats) -> Verdict:
+        """The verdict on a matrix, to six digits. Raises UnknownName for no item."""
+        return _rounded(self._bench(item).judge.verdict(answer_CG))
+
     def _verdict(self, item: str, answer: Answer) -> Verdict:
+        """On MAGIC with the settings of `answer`."""
         key = (item, tool.render(answer))
         if key not in self._verdicts:
             bench = self._bench(item)
@@ -148,6 +159,8 @@ def _fixed(options: DenoisingOptions) -> bytes:
     """What the options fix beside the counts: wherever and however those lay, equal ones make the same items."""
     said = msgspec.structs.asdict(options) | {"path": ""}
     del said["layer"]
+    if said["form"] == "typed":  # as the digest was before there was another
+        del said["form"]
     return msgspec.json.encode(said)
 
 
