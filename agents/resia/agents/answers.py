@@ -43,7 +43,9 @@ DRAWS_AN_ANSWER = 8  # of a space in which the tool refuses some combinations
 SEARCHES = frozenset(OPERATORS.values())
 
 
-def edit(state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs, programs: Runners = no_programs) -> Event:
+def edit(
+    state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs, programs: Runners = no_programs
+) -> Event:
     """Perform a baseline's EditRequested, whose id is `request`."""
     (operator,) = event.operators
     items = [item.id for item in domain.items("search")]

@@ -37,6 +37,20 @@ def init(
     return 0
 
 
+@task_app.command("items")
+def write_items(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A domain whose items are more than prompts.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One option of the domain, as key=value.")] = None,
+    cache: CacheOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Write what an answer to each item may be made of, for another system to answer and resia score to score."""
+    from .scoring import write_given
+
+    return print_shown(write_given(name, out, set_ or [], cache), json)
+
+
 @task_app.command("check")
 def check_task(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A domain, or a problem's file.")],

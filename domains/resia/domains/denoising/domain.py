@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
-from resia.domains.base import Answer, Inside, Item, Score, TaskSpec, Value
+from resia.domains.base import Answer, FileScore, Inside, Item, Score, TaskSpec, Value
 from resia.domains.random_search import random_search
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
 
 from . import controls, tool
-from .items import SPLITS, Bench, check_depth, lay_out, pools, problems
+from .file_scores import PROTOCOLS, WHOLE_ITEM, Held, score_matrices
+from .items import SPLITS, Bench, check_depth, halves_of, lay_out, pools, problems, whole
 from .matrices import read_counts
+from .matrix_files import Named, write_matrix
 from .metrics import Floats, Verdict
 from .synthetic import synthetic_counts
 
@@ -112,6 +116,28 @@ class Denoising:
         spans = (slice(counts.indptr[row], counts.indptr[row + 1]) for row in cells)
         parts = (counts.indices[span].tobytes() + counts.data[span].tobytes() for span in spans)
         return Inside(parts=frozenset(sha256(part) for part in parts))
+
+    def protocols(self) -> tuple[str, ...]:
+        return PROTOCOLS
+
+    def score_file(self, protocol: str, path: Path) -> tuple[FileScore, ...]:
+        """Denoised matrices of items, of all cells (`whole`), or of halves that the file brings along."""
+        splits = {split: [item.id for item in self._items[split]] for split in SPLITS} | {WHOLE_ITEM: [WHOLE_ITEM]}
+        return score_matrices(next(name for name in PROTOCOLS if name == protocol), path, splits, self._held)
+
+    def write_given(self, folder: Path) -> tuple[Path, ...]:
+        """The training counts of every item and of `whole`, an .npz each in the form that `score_file` takes."""
+        return tuple(
+            write_matrix(folder / f"{name}.npz", self._held(name).train) for name in (*self._problems, WHOLE_ITEM)
+        )
+
+    def _held(self, item: str) -> Held:
+        """Both halves in double precision, cells called after their rows in the counts."""
+        problem = whole(self._counts, self._seed) if item == WHOLE_ITEM else self._problems[item]
+        halves = halves_of(problem, self._counts)
+        cells = tuple(str(row) for row in problem.cells[halves.cells])
+        genes = tuple(self._counts.genes[column] for column in halves.genes)
+        return Held(Named(halves.train.astype(np.float64), cells, genes), halves.test.astype(np.float64))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         found = random_search(tool.PARAMETERS, self._search_mean, len(self._items["search"]), budget, seed)

@@ -23,10 +23,12 @@ EMPTY = 1e-30  # a cell that sums to no more than this is all zero
 
 
 class Halves(msgspec.Struct, frozen=True):
-    """Train and test counts of the same molecules, both (cells, genes)."""
+    """Train and test counts of the same molecules, both (cells, genes), and which rows and columns they were."""
 
     train: Floats
     test: Floats
+    cells: NDArray[np.intp]
+    genes: NDArray[np.intp]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -53,11 +55,14 @@ def split_molecules(counts_CG: Floats, train_share: float, rng: np.random.Genera
 
     Cells with fewer than 2 counts and genes in no cell go first; then genes without a training count, in both halves.
     """
-    kept = counts_CG[counts_CG.sum(1) >= 2]
-    kept = kept[:, kept.any(0)]
+    cells = np.flatnonzero(counts_CG.sum(1) >= 2)
+    kept = counts_CG[cells]
+    columns = np.flatnonzero(kept.any(0))
+    kept = kept[:, columns]
     train = rng.binomial(kept.astype(np.int64), train_share).astype(counts_CG.dtype)
     genes = train.any(0)
-    return Halves(np.ascontiguousarray(train[:, genes]), np.ascontiguousarray((kept - train)[:, genes]))
+    test = np.ascontiguousarray((kept - train)[:, genes])
+    return Halves(np.ascontiguousarray(train[:, genes]), test, cells, columns[genes])
 
 
 def rescaled(counts_CG: Floats, library_C: Floats | float) -> Floats:
