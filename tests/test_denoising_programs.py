@@ -17,10 +17,13 @@ from resia.agents import answers, rollout
 from resia.agents.code_sources import block
 from resia.agents.proposing import first_harness
 from resia.agents.toolbox import tools_of
+from resia.domains import trials
+from resia.domains.admission import examine
 from resia.domains.denoising.domain import Denoising
 from resia.domains.denoising.items import halves_of
 from resia.domains.programs import ProgramLimits, worth
 from resia.domains.registry import load_domain
+from resia.domains.trials import Plan, try_out
 from resia.events import (
     Candidate,
     CandidateAccepted,
@@ -31,17 +34,17 @@ from resia.events import (
     ShardSampled,
     Slot,
     decode_harness,
+    decode_trajectory,
 )
 from resia.events.errors import BoundaryError, UsageError
 from resia.runtime.blobs import DirectoryBlobs
-from resia.runtime.cli import main
 from resia.runtime.config import load_settings
 from resia.runtime.engines.tiny import build_tiny_model
 from resia.runtime.server import EmbeddedServer
 from resia.runtime.session import first_event
 from resia.runtime.store import Store
 
-SIZES = {"synthetic": True, "search_items": 3, "validation_items": 6, "test_items": 1}
+SIZES = {"synthetic": True, "search_items": 4, "validation_items": 6, "test_items": 1}
 DOMAIN = load_domain("denoising", {**SIZES, "form": "program"})
 TYPED = load_domain("denoising", SIZES)
 ITEMS = [item.id for item in DOMAIN.items("search")]
@@ -96,7 +99,7 @@ def test_no_denoising_scores_nothing_and_is_valid(chamber):
 
 
 def test_all_zeros_pass_the_published_gate_and_fail_the_audit(chamber):
-    found = score(chamber, body("return X * 0"))
+    found = score(chamber, body("return X * 0"), ITEMS[2])
     assert found.metrics["published"] > 0.1
     assert (found.reward, found.failure) == (0.0, "wrong")
     assert "all-zero cells" in found.detail
@@ -104,7 +107,7 @@ def test_all_zeros_pass_the_published_gate_and_fail_the_audit(chamber):
 
 @pytest.mark.parametrize("answer", ["magic(X, seed)", "corrected(magic(X, seed), X)"], ids=["shrunk", "log-corrected"])
 def test_a_factor_opens_the_published_gate_and_changes_nothing_under_the_audit(chamber, answer):
-    plain, shrunk = (score(chamber, after_magic(tail)) for tail in (answer, f"{answer} * 1e-3"))
+    plain, shrunk = (score(chamber, after_magic(tail), ITEMS[3]) for tail in (answer, f"{answer} * 1e-3"))
     assert plain.metrics["published"] == 0.0
     assert shrunk.metrics["published"] == pytest.approx(plain.metrics["mse_norm"], abs=2e-5)
     assert shrunk.metrics["published"] > 0.1
@@ -211,7 +214,7 @@ def test_a_rollout_keeps_the_program_and_its_score_and_the_tier_of_both(chamber,
     assert [r.failure for r in rollouts] == [None, "tool_error", "refusal"]
     assert rollouts[0].reward == score(chamber, COMPONENTS, ITEMS[0]).reward
     assert rollouts[0].answer == DOMAIN.render({"program": COMPONENTS})
-    assert COMPONENTS.strip() in blobs.get(rollouts[0].trajectory).decode().encode().decode("unicode_escape")
+    assert COMPONENTS.strip() in decode_trajectory(blobs.get(rollouts[0].trajectory)).turns[0].text
     assert isinstance(shard, ShardSampled)
     assert shard.manifest.sandbox_tier == f"{sandbox.tier}; programs: {chamber.tier}"
 
@@ -274,7 +277,13 @@ RUNS = {
 def played(tmp_path_factory, chamber):
     folder = tmp_path_factory.mktemp("programs")
     options = [f"domain_options.{name}={json.dumps(value)}" for name, value in {**SIZES, "form": "program"}.items()]
-    base = ["domain=denoising", *options, "sampling.group_size=4", f"engine.model={build_tiny_model(folder / 'm')}"]
+    base = [
+        "domain=denoising",
+        *options,
+        "gate.min_items=6",
+        "sampling.group_size=4",
+        f"engine.model={build_tiny_model(folder / 'm')}",
+    ]
     server = EmbeddedServer(folder / "store", durable=False)
     try:
         runs = {name: load_settings(None, [*base, *sets]) for name, sets in RUNS.items()}
@@ -313,13 +322,19 @@ def test_programs_cannot_be_drawn_and_a_run_says_so_before_it_begins(tmp_path):
     assert not list(answers.drawn(DOMAIN, 5, 0))
 
 
-@pytest.mark.parametrize("form", ["program"])
-def test_the_form_is_admitted(form, capsys, chamber):
-    sets = [f"--set={name}={json.dumps(value)}" for name, value in {**SIZES, "form": form}.items()]
-    assert main(["task", "check", "denoising", *sets, "--items", "1", "--json"]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert found[-1]["admitted"] is True
-    assert {f["check"] for f in found[:-1] if f["passed"]} >= {"scores", "separation", "headroom", "repeats"}
+def test_the_form_is_admitted(chamber):
+    findings, record = examine(DOMAIN, Plan(items=1, answers=0), lambda: chamber)
+    assert not [finding for finding in findings if finding.passed is False]
+    assert {f.check for f in findings if f.passed} >= {
+        "form",
+        "refusals",
+        "content",
+        "scores",
+        "separation",
+        "headroom",
+    }
+    again = try_out(DOMAIN, Plan(items=1, answers=0), backwards=True, programs=lambda: chamber)
+    assert trials.record(DOMAIN, again) == record
 
 
 def test_the_first_harness_shows_the_references_and_says_what_may_be_imported():
