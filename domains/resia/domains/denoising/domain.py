@@ -123,7 +123,10 @@ class Denoising:
     def score_file(self, protocol: str, path: Path) -> tuple[FileScore, ...]:
         """Denoised matrices of items, of all cells (`whole`), or of halves that the file brings along."""
         splits = {split: [item.id for item in self._items[split]] for split in SPLITS} | {WHOLE_ITEM: [WHOLE_ITEM]}
-        return score_matrices(next(name for name in PROTOCOLS if name == protocol), path, splits, self._held)
+        known = next((name for name in PROTOCOLS if name == protocol), None)
+        if known is None:
+            raise UnknownName("protocol of the denoising domain", protocol, PROTOCOLS)
+        return score_matrices(known, path, splits, self._held)
 
     def write_given(self, folder: Path) -> tuple[Path, ...]:
         """The training counts of every item and of `whole`, an .npz each in the form that `score_file` takes."""
