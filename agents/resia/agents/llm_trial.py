@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from resia.domains.base import Domain
+from resia.domains.programs import VALID
 from resia.events import Harness
 from resia.events.errors import SandboxError
 
 from .llm_reply import Invalid
 from .ports import Json, Sandbox, Tool
-from .toolbox import ASK
+from .toolbox import ASK, VERDICT
 
 _WANTED = "it must return what the tool returned, a dict, or an observation, a str, where tool_turns allows any"
 
@@ -29,6 +30,8 @@ def try_out(harness: Harness, domain: Domain, sandbox: Sandbox) -> None:
         if found is not None and not isinstance(found, dict):
             raise Invalid(f"extract({text!r}) returned {_kind(found)}: it must return a dict, or None")
     tools: dict[str, Tool] = {domain.spec.tool: domain.parse}
+    # A verdict costs a run of the program, and there is no item here to run it on.
+    tools |= {tool.name: lambda _arguments: dict(VALID) for tool in domain.spec.tools if tool.gives == VERDICT}
     if harness.retry_policy.asks:
         tools[ASK] = lambda _arguments: form
     answer = _ran(sandbox, harness.tool_dispatch, "dispatch", defaults, tools)

@@ -86,6 +86,7 @@ class Programmed(Domain, Protocol):
     def score_output(self, item: str, output: Output) -> Score: ...
 
 
+VALID = {"ok": True, "failure": "", "detail": "it ran, and its output is a valid answer"}
 Runners = Callable[[], ProgramRunner]
 
 
@@ -123,7 +124,7 @@ def attempted(domain: Programmed, item: str, answer: Answer, runners: Runners) -
         fault = domain.fault(item, output)
     if fault:
         return {"ok": False, "failure": "wrong", "detail": fault}
-    return {"ok": True, "failure": "", "detail": "it ran, and its output is a valid answer"}
+    return dict(VALID)
 
 
 def _output(domain: Programmed, item: str, answer: Answer, runners: Runners) -> Output:

@@ -49,7 +49,7 @@ def read_matrix(path: Path) -> Named:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz. Raises UsageError for a file that is none, or not a whole one."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except NPZ_UNREADABLE as cause:
         raise _unreadable(path, cause) from cause
