@@ -255,8 +255,9 @@ def test_without_any_locks_a_kernel_is_refused_unless_that_is_wanted(monkeypatch
     from resia.events.errors import UsageError
     from resia.kernels.ports import Limits
     from resia.runtime.chamber import process
+    from resia.runtime.chamber.tiers import UNSAFE
 
-    monkeypatch.setattr(process, "candidates", lambda device, folders: [process.UNSAFE])
+    monkeypatch.setattr(process, "candidates", lambda device, folders: [UNSAFE])
     with pytest.raises(UsageError, match="--unsafe-local"):
         process.ProcessChamber(Limits(threads=1))
     with process.ProcessChamber(Limits(threads=1), unsafe_local=True) as chamber:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from lawbench_given import GOLD, REAL, folder, needs_real
@@ -12,6 +13,7 @@ from resia.domains.lawbench.options import LawBenchOptions
 from resia.events.errors import UsageError
 from resia.runtime.cli import main
 
+CHEAPEST = Path(__file__).resolve().parents[1] / "examples" / "cheapest.py"
 TEST = (6, 7, 8)  # records of the published test split: 盗窃, 诈骗, 盗窃;诈骗
 
 
@@ -142,7 +144,7 @@ def test_the_command_gives_one_object_a_line(data, tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["lawbenc"], "unknown domain 'lawbenc': did you mean lawbench?"),
-        (["denoising", "--set", "synthetic=true"], "domain 'denoising' scores no files"),
+        ([str(CHEAPEST)], "cheapest.py' scores no files"),
         (["lawbench"], "the lawbench domain needs one source of facts"),
         (["lawbench", "--set", "synthetic=true", "--protocol", "officia"], "'officia': did you mean official?"),
         (["lawbench", "--set", "synthetic=true", "--set", "protokol=x"], "unknown option of the lawbench domain"),

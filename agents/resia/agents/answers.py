@@ -16,7 +16,8 @@ from itertools import islice
 import msgspec
 
 from resia.domains import form
-from resia.domains.base import Answer, Domain, Value, following, parsed, scored
+from resia.domains.base import Answer, Domain, Value, following, parsed
+from resia.domains.programs import Runners, no_programs, worth
 from resia.events import (
     HARNESS_MEDIA,
     Blob,
@@ -42,7 +43,9 @@ DRAWS_AN_ANSWER = 8  # of a space in which the tool refuses some combinations
 SEARCHES = frozenset(OPERATORS.values())
 
 
-def edit(state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs) -> Event:
+def edit(
+    state: RunState, request: str, event: EditRequested, domain: Domain, blobs: Blobs, programs: Runners = no_programs
+) -> Event:
     """Perform a baseline's EditRequested, whose id is `request`."""
     (operator,) = event.operators
     items = [item.id for item in domain.items("search")]
@@ -50,7 +53,7 @@ def edit(state: RunState, request: str, event: EditRequested, domain: Domain, bl
     try:
         with boundary(BoundaryError, f"{operator} of an answer"):
             answers = list(_answers(state, event, domain, blobs, most))
-            worths = [_mean(domain, items, answer) for answer in answers] if len(answers) > 1 else [math.nan]
+            worths = [_mean(domain, items, answer, programs) for answer in answers] if len(answers) > 1 else [math.nan]
     except BoundaryError as cause:
         return EditFailed(request, event.iteration, event.operators, str(cause))
     if not answers:
@@ -135,16 +138,16 @@ def _rollouts(state: RunState, evaluation: str) -> list[RolloutRecorded]:
     return sorted(rollouts, key=lambda r: (r.item, r.index))
 
 
-def _mean(domain: Domain, items: list[str], answer: Answer) -> float:
-    return sum(_worth(domain, item, answer) for item in items) / len(items)
+def _mean(domain: Domain, items: list[str], answer: Answer, programs: Runners) -> float:
+    return sum(_worth(domain, item, answer, programs) for item in items) / len(items)
 
 
-def _worth(domain: Domain, item: str, answer: Answer) -> float:
+def _worth(domain: Domain, item: str, answer: Answer, programs: Runners) -> float:
     """The reward of giving `answer` at every step."""
     answers: list[Mapping[str, Value]] = [answer]
     while len(answers) < domain.spec.steps and following(domain, item, answers) is not None:
         answers.append(answer)
-    return scored(domain, item, answers).reward
+    return worth(domain, item, answers, programs).reward
 
 
 def _nothing(operator: str, domain: Domain) -> str:

@@ -16,7 +16,7 @@ from resia.events.ids import seed_for
 
 from .benching import Bench
 from .ports import NO_ROOM, AgentPorts, Completion, Json, Sampling, Tool
-from .toolbox import ASK, tools_of
+from .toolbox import ASK, VERDICT, Judges, tools_of
 
 ENGINE_TRIES = 2
 DETAIL_CHARS = 300
@@ -80,9 +80,10 @@ class Desk:
     def tools(self) -> dict[str, Tool]:
         """The domain's, bound to the item, and `ask` where the policy allows it."""
         own = {ASK: self._ask} if self._shard.harness.retry_policy.asks else {}
-        found = own | tools_of(self._shard.domain, self._slot.item, self._shard.bench, asker(self._slot))
-        for spec in self._shard.domain.spec.tools:
-            if spec.gives == "verdict":
+        shard, slot = self._shard, self._slot
+        found = own | tools_of(shard.domain, slot.item, Judges(shard.ports.programs, shard.bench, asker(slot)))
+        for spec in shard.domain.spec.tools:
+            if spec.gives == VERDICT:
                 found[spec.name] = self._judging(found[spec.name])
         return {name: self._recorded(name, tool) for name, tool in found.items()}
 

@@ -15,7 +15,7 @@ from resia.events.errors import SandboxError
 
 from .llm_reply import Invalid
 from .ports import Json, Sandbox, Tool
-from .toolbox import ASK
+from .toolbox import ASK, VERDICT
 
 _WANTED = "it must return what the tool returned, a dict, or an observation, a str, where tool_turns allows any"
 
@@ -51,7 +51,7 @@ def _verdicts(harness: Harness, domain: Domain) -> dict[str, Tool]:
         domain.parse(arguments)
         return {"ok": True, "failure": "", "detail": "", "turns_left": harness.retry_policy.tool_turns}
 
-    return {tool.name: verdict for tool in domain.spec.tools if tool.gives == "verdict"}
+    return {tool.name: verdict for tool in domain.spec.tools if tool.gives == VERDICT}
 
 
 def _ran(sandbox: Sandbox, source: str, entry: str, argument: Json, tools: Mapping[str, Tool] | None) -> Json:

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from resia.domains.programs import ProgramRunner, no_programs
 from resia.events import Blobs, Event, Manifest, Message
 from resia.replay.state import RunState
 
 Json = Any
 T = TypeVar("T")
 NO_ROOM = "context"
+PROGRAMS = "; programs: "  # between the tier of harness code and that of answers which are programs
 Tool = Callable[[dict[str, Json]], Json]
 
 
@@ -123,7 +125,8 @@ class Line(Protocol):
 
 class AgentPorts(NamedTuple):
     """All that the agents' `perform` may touch. `clock` is monotonic seconds; `live` publishes progress that no log
-    keeps; `line` is there where a domain's answers are judged by another role."""
+    keeps; `line` is there where a domain's answers are judged by another role, `programs` is asked for only where they
+    are programs."""
 
     engine: Callable[[], Engine]
     sandbox: Callable[[], Sandbox]
@@ -131,3 +134,4 @@ class AgentPorts(NamedTuple):
     clock: Callable[[], float]
     live: Callable[[dict[str, Json]], None]
     line: Line | None = None
+    programs: Callable[[], ProgramRunner] = no_programs

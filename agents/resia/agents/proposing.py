@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from resia.domains.base import Domain, TaskSpec
+from resia.domains.programs import Runners, no_programs
 from resia.events import (
     HARNESS_MEDIA,
     Blobs,
@@ -74,13 +75,15 @@ def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
     yield [HarnessDrafted(blob, harness.component_digests(), "operators", rationale, applicable(harness, domain))]
 
 
-def edit(state: RunState, fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
+def edit(
+    state: RunState, fact: Fact, domain: Domain, blobs: Blobs, programs: Runners = no_programs
+) -> Iterator[list[Event]]:
     """Perform EditRequested: the first ranked operator that makes a harness which this run has not measured yet, or a
-    baseline's search."""
+    baseline's search, which runs answers that are programs by `programs`."""
     event = fact.event
     assert isinstance(event, EditRequested)
     if not answers.SEARCHES.isdisjoint(event.operators):
-        yield [answers.edit(state, fact.envelope.id, event, domain, blobs)]
+        yield [answers.edit(state, fact.envelope.id, event, domain, blobs, programs)]
         return
     yield [_edited(state, fact.envelope.id, event, domain, blobs)]
 

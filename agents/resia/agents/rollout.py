@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from resia.domains.base import Domain, Score, controlled, rendered, scored
+from resia.domains.base import Domain, Score, controlled, rendered
+from resia.domains.programs import Programmed, Runners, worth
 from resia.events import (
     ControlFailed,
     ControlMeasured,
@@ -32,7 +33,7 @@ from resia.replay.state import RunState
 from .benching import Bench, bench_of
 from .desk import DETAIL_CHARS, Shard, announcer, asker
 from .episode import Episode, play
-from .ports import AgentPorts
+from .ports import PROGRAMS, AgentPorts
 
 TRAJECTORY_MEDIA = "application/vnd.resia.trajectory+msgpack"
 
@@ -46,16 +47,16 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
     temperature = harness.retry_policy.temperature
     try:
         bench = bench_of(domain, ports.line, ports.blobs, event.retry)
-        memo = _Scores(state, domain, bench)
+        memo = _Scores(state, domain, bench, ports.programs)
         episodes = play(Shard(event, harness, domain, ports, announcer(event, ports), bench))
         rollouts = [_recorded(event, episode, temperature, memo, ports) for episode in episodes]
     except (BlobError, BusError):
         raise  # the store or the log failed, not the sampling: the worker comes back to this shard
     except BoundaryError as cause:  # the engine, the sandbox or the scorer broke: nothing here is the agent's fault
         failed = [_failed(event, slot, str(cause)) for slot in event.slots]
-        yield [*failed, _sampled(fact, [], len(failed), ports, started)]
+        yield [*failed, _sampled(fact, [], len(failed), domain, ports, started)]
         return
-    yield [*rollouts, _sampled(fact, rollouts, 0, ports, started)]
+    yield [*rollouts, _sampled(fact, rollouts, 0, domain, ports, started)]
 
 
 def measure_controls(fact: Fact, domain: Domain, ports: AgentPorts) -> Iterator[list[Event]]:
@@ -76,8 +77,8 @@ def measure_controls(fact: Fact, domain: Domain, ports: AgentPorts) -> Iterator[
 class _Scores:
     """Scores the same answers on an item once: known from the log, from this shard, or asked of the domain."""
 
-    def __init__(self, state: RunState, domain: Domain, bench: Bench | None) -> None:
-        self._state, self._domain, self._bench = state, domain, bench
+    def __init__(self, state: RunState, domain: Domain, bench: Bench | None, programs: Runners) -> None:
+        self._state, self._domain, self._bench, self._programs = state, domain, bench, programs
         self._here: dict[tuple[str, str], Score] = {}
 
     def score(self, episode: Episode) -> tuple[Score, str, bool]:
@@ -96,7 +97,7 @@ class _Scores:
         item, answers = episode.slot.item, episode.answers
         if self._bench is not None:
             return self._bench.score(item, answers[0], asker(episode.slot))
-        return scored(self._domain, item, answers)
+        return worth(self._domain, item, answers, self._programs)
 
     def _logged(self, item: str, text: str) -> Score | None:
         rollout = self._state.scores.get((item, text))
@@ -164,11 +165,11 @@ def _failed(event: RolloutsRequested, slot: Slot, error: str) -> RolloutFailed:
 
 
 def _sampled(
-    fact: Fact, rollouts: Sequence[RolloutRecorded], failed: int, ports: AgentPorts, started: float
+    fact: Fact, rollouts: Sequence[RolloutRecorded], failed: int, domain: Domain, ports: AgentPorts, started: float
 ) -> ShardSampled:
     event = fact.event
     assert isinstance(event, RolloutsRequested)
-    manifest = msgspec.structs.replace(ports.engine().manifest, sandbox_tier=ports.sandbox().tier)
+    manifest = msgspec.structs.replace(ports.engine().manifest, sandbox_tier=_tier(domain, ports))
     return ShardSampled(
         fact.envelope.id,
         event.evaluation,
@@ -184,3 +185,9 @@ def _sampled(
         manifest,
         event.retry,
     )
+
+
+def _tier(domain: Domain, ports: AgentPorts) -> str:
+    """How generated code is locked in: the harness's, and programs where answers are such."""
+    own = ports.sandbox().tier
+    return f"{own}{PROGRAMS}{ports.programs().tier}" if isinstance(domain, Programmed) else own

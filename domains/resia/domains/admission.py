@@ -17,6 +17,7 @@ from resia.events.errors import BoundaryError
 from .base import Domain, Score
 from .benched import Benched
 from .contract import Finding, clip, content, contract, named, refusals
+from .programs import Runners, no_programs
 from .trials import SPLITS, Plan, Trial, Trials, every_item, inside, mean, record, try_out
 
 LEAST_HEADROOM = 0.05  # of reward between the best control and the best that can be had
@@ -37,8 +38,9 @@ class Examined(NamedTuple):
     record: list[str]
 
 
-def examine(domain: Domain, plan: Plan) -> Examined:
-    """Every test that one process can make. What the domain raises while it is asked is a finding too."""
+def examine(domain: Domain, plan: Plan, programs: Runners = no_programs) -> Examined:
+    """Every test that one process can make. What the domain raises while it is asked is a finding too. `programs` runs
+    answers that are programs."""
     found = [
         _asked("refusals", lambda: named("refusals", refusals(domain))),
         _asked("content", lambda: content(domain)),
@@ -49,7 +51,7 @@ def examine(domain: Domain, plan: Plan) -> Examined:
     if isinstance(domain, Benched):
         return Examined([*form, *found, Finding("scores", None, "not tried: a kernel-bench scores its answers")], [])
     try:
-        case = Case(domain, try_out(domain, plan))
+        case = Case(domain, try_out(domain, plan, programs=programs))
     except BoundaryError as cause:  # which says what failed
         return Examined([*form, *found, Finding("scores", False, str(cause))], [])
     except Exception as cause:  # noqa: BLE001 - whatever a domain's code raises is what is to be told

@@ -193,6 +193,15 @@ class FileScored(Domain, Protocol):
 
 
 @runtime_checkable
+class Giving(Domain, Protocol):
+    """A domain whose items are more than their prompts, and can be written to files for another system to answer."""
+
+    def write_given(self, folder: Path) -> tuple[Path, ...]:
+        """Write what an answer may be made of, a file an item; nothing that is held out. Raises UsageError."""
+        ...
+
+
+@runtime_checkable
 class Tooled(Domain, Protocol):
     """A domain with tools beside that of the answer: retrieval, a classifier, whatever `spec.tools` lists."""
 

@@ -18,11 +18,12 @@ import msgspec
 from resia.domains.base import Domain, Stepwise, Tooled
 from resia.domains.benched import Benched
 from resia.domains.files import is_file, problem_in, problem_of
+from resia.domains.programs import Programmed
 from resia.events.errors import UnknownName, UsageError
 
 GROUP = "resia.domains"
 BUILT_IN: Mapping[str, tuple[str, str]] = {
-    "denoising": ("resia.domains.denoising.domain", "Denoising"),
+    "denoising": ("resia.domains.denoising.program_domain", "denoising"),
     "lawbench": ("resia.domains.lawbench.domain", "LawBench"),
     "trimul": ("resia.domains.trimul.forms", "FORMS"),
 }
@@ -62,6 +63,8 @@ def _whole(name: str, domain: Domain) -> Domain:
     if domain.spec.steps > 1 and not isinstance(domain, Stepwise):
         steps = domain.spec.steps
         raise UsageError(f"domain '{name}' takes {steps} answers a rollout, so it needs observe and score_steps")
+    if domain.spec.steps > 1 and isinstance(domain, Programmed):
+        raise UsageError(f"domain '{name}' takes programs, so its rollouts have one answer: set steps to 1")
     _check_tools(name, domain)
     return domain
 
@@ -69,7 +72,7 @@ def _whole(name: str, domain: Domain) -> Domain:
 def _check_tools(name: str, domain: Domain) -> None:
     """Tools are called by their names, and what they speak of is an argument of the answer."""
     spec, seen = domain.spec, {domain.spec.tool}
-    judged = isinstance(domain, Benched)  # and the bench gives its verdicts
+    judged = isinstance(domain, Benched | Programmed)  # and who judges its answers gives the verdicts
     called = [tool for tool in spec.tools if not (judged and tool.gives == "verdict")]
     if called and not isinstance(domain, Tooled):
         raise UsageError(f"domain '{name}' lists the tool {called[0].name}, so it needs call")

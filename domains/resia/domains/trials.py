@@ -16,7 +16,8 @@ import msgspec
 from resia.events import ControlScore, Split
 
 from . import form
-from .base import Answer, Domain, Inside, Inspected, Item, Score, Value, following, scored
+from .base import Answer, Domain, Inside, Inspected, Item, Score, Value, following
+from .programs import Runners, no_programs, worth
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
@@ -68,10 +69,11 @@ def chosen(items: Sequence[Item], count: int) -> list[Item]:
     return [items[number * len(items) // taken] for number in range(taken)]
 
 
-def try_out(domain: Domain, plan: Plan, backwards: bool = False) -> Trials:
+def try_out(domain: Domain, plan: Plan, backwards: bool = False, programs: Runners = no_programs) -> Trials:
     """Every answer on the chosen items of every split, gold too where it is told, and the fixed controls.
 
-    `backwards` asks in the opposite order and gives the same, unless scores depend on what was scored before.
+    `backwards` asks in the opposite order and gives the same, unless scores depend on what was scored before;
+    `programs` runs answers that are programs.
     """
     todo = [
         (item, rollout, gold)
@@ -80,9 +82,9 @@ def try_out(domain: Domain, plan: Plan, backwards: bool = False) -> Trials:
         for rollout, gold in _given(domain, item, plan)
     ]
     if not backwards:
-        return Trials(tuple(_tried(domain, *one) for one in todo), domain.controls(0, plan.seed))
+        return Trials(tuple(_tried(domain, programs, *one) for one in todo), domain.controls(0, plan.seed))
     controls = domain.controls(0, plan.seed)
-    return Trials(tuple([_tried(domain, *one) for one in reversed(todo)][::-1]), controls)
+    return Trials(tuple([_tried(domain, programs, *one) for one in reversed(todo)][::-1]), controls)
 
 
 def _given(domain: Domain, item: Item, plan: Plan) -> list[tuple[list[dict[str, Value]], bool]]:
@@ -97,7 +99,7 @@ def _given(domain: Domain, item: Item, plan: Plan) -> list[tuple[list[dict[str, 
     return rollouts if gold is None else [*rollouts, ([gold] * steps, True)]
 
 
-def _tried(domain: Domain, item: Item, rollout: Sequence[Answer], gold: bool) -> Trial:
+def _tried(domain: Domain, programs: Runners, item: Item, rollout: Sequence[Answer], gold: bool) -> Trial:
     """The rollout, as far as the domain wants answers."""
     given, told = [rollout[0]], []
     for answer in rollout[1:]:
@@ -106,7 +108,7 @@ def _tried(domain: Domain, item: Item, rollout: Sequence[Answer], gold: bool) ->
         told.append(said)
         given.append(answer)
     text = " then ".join(map(domain.render, given))
-    return Trial(item, text, gold, scored(domain, item.id, given), tuple(told))
+    return Trial(item, text, gold, worth(domain, item.id, given, programs), tuple(told))
 
 
 def record(domain: Domain, found: Trials) -> list[str]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -16,6 +19,7 @@ from resia.domains.admission import examine, repeated
 from resia.domains.base import Domain
 from resia.domains.contract import Finding
 from resia.domains.files import recorded_name
+from resia.domains.programs import ProgramRunner, Runners
 from resia.domains.trials import Plan, record, try_out
 from resia.events import RunSettings
 from resia.events.errors import BoundaryError, boundary
@@ -34,19 +38,36 @@ class Asked(msgspec.Struct, frozen=True):
     settings: RunSettings
     cache: str | None
     plan: Plan
+    unsafe_local: bool = False
 
 
-def check(name: str, options: list[str], cache: Path | None, plan: Plan) -> Shown:
-    """Load and examine a domain. UsageError or UnknownName where it cannot be loaded, BoundaryError where its own code
-    fails at that."""
+def check(name: str, options: list[str], cache: Path | None, plan: Plan, unsafe_local: bool = False) -> Shown:
+    """Load and examine a domain; `unsafe_local` runs answers that are programs even where nothing locks them in.
+    UsageError or UnknownName where it cannot be loaded, BoundaryError where its own code fails at that."""
     settings = load_settings(None, [f"{_OPTIONS}{option.removeprefix(_OPTIONS)}" for option in options])
     settings = msgspec.structs.replace(settings, domain=recorded_name(name))
     with boundary(BoundaryError, f"building domain '{name}'"):
         domain = domain_for(settings, cache)
-    findings, tried = examine(domain, plan)
+    with _programs(unsafe_local) as programs:
+        findings, tried = examine(domain, plan, programs)
     if tried:
-        findings.append(_elsewhere(Asked(settings, None if cache is None else str(cache), plan), tried))
+        asked = Asked(settings, None if cache is None else str(cache), plan, unsafe_local)
+        findings.append(_elsewhere(asked, tried))
     return _shown(domain, findings)
+
+
+@contextmanager
+def _programs(unsafe_local: bool) -> Iterator[Runners]:
+    """What runs answers that are programs, started when the first is there."""
+    with ExitStack() as started:
+
+        @lru_cache(maxsize=1)
+        def runner() -> ProgramRunner:
+            from .chamber.programs import ProgramChamber
+
+            return started.enter_context(ProgramChamber(unsafe_local=unsafe_local))
+
+        yield runner
 
 
 def _elsewhere(asked: Asked, tried: list[str]) -> Finding:
@@ -74,7 +95,8 @@ def main() -> None:
     """The second process: a request on standard input, the record as the last line of standard output."""
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
     domain = domain_for(asked.settings, None if asked.cache is None else Path(asked.cache))
-    tried = record(domain, try_out(domain, asked.plan, backwards=True))
+    with _programs(asked.unsafe_local) as programs:
+        tried = record(domain, try_out(domain, asked.plan, backwards=True, programs=programs))
     sys.stdout.write(msgspec.json.encode(tried).decode() + "\n")
 
 

@@ -11,6 +11,9 @@ from .cli_options import CacheOption, JsonOption, emit, print_shown
 
 task_app = typer.Typer(help="Problems: what can be improved on.", no_args_is_help=True)
 PROBLEM = "problem.py"
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe-local", help="Run answers that are programs without a sandbox if there is none.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +37,20 @@ def init(
     return 0
 
 
+@task_app.command("items")
+def write_items(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A domain whose items are more than prompts.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One option of the domain, as key=value.")] = None,
+    cache: CacheOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Write what an answer to each item may be made of, for another system to answer and resia score to score."""
+    from .scoring import write_given
+
+    return print_shown(write_given(name, out, set_ or [], cache), json)
+
+
 @task_app.command("check")
 def check_task(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A domain, or a problem's file.")],
@@ -41,6 +58,7 @@ def check_task(
     items: Annotated[int, typer.Option(min=1, help="Items of each split to try answers on.")] = 2,
     answers: Annotated[int, typer.Option(min=0, help="Drawn answers beside those that the task names.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Draws them.")] = 0,
+    unsafe_local: UnsafeOption = False,
     cache: CacheOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -49,4 +67,4 @@ def check_task(
 
     from .admitting import check
 
-    return print_shown(check(name, set_ or [], cache, Plan(items, answers, seed)), json)
+    return print_shown(check(name, set_ or [], cache, Plan(items, answers, seed), unsafe_local), json)

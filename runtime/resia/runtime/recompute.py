@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from resia.agents.ports import PROGRAMS
 from resia.events import (
     ASKED,
     OUTCOMES,
@@ -209,7 +210,8 @@ class _Again:
             pairs = {"package": (writer.package, here.package)}
         else:
             if recorded.sandbox_tier:
-                here = msgspec.structs.replace(here, sandbox_tier=self._resources.sandbox_tier())
+                programs = PROGRAMS in recorded.sandbox_tier
+                here = msgspec.structs.replace(here, sandbox_tier=self._resources.sandbox_tier(programs))
             pairs = {name: (str(getattr(recorded, name)), str(getattr(here, name))) for name in here.__struct_fields__}
         if writer.role != "trainer":  # which knows no domain
             self._domain = self._resources.domain_digest(request) if self._domain is None else self._domain

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from resia.agents.ports import AgentPorts, ChatModel, Engine, ProposerPorts
+from resia.agents.ports import PROGRAMS, AgentPorts, ChatModel, Engine, ProposerPorts
 from resia.domains.base import Domain
 from resia.domains.files import is_file
 from resia.domains.registry import load_domain
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from resia.trainers.world import World
 
     from .chamber.process import ProcessChamber
+    from .chamber.programs import ProgramChamber
     from .sandbox import ProcessSandbox
 
 # Where a domain's data comes from when its options name no path: an asset of this package's catalogue.
@@ -81,6 +82,7 @@ class Resources:
         self._domains = lru_cache(maxsize=4)(self._load_domain)
         self._engine = lru_cache(maxsize=1)(self._load_engine)
         self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
+        self._programs = lru_cache(maxsize=1)(self._start_programs)
         self._policy = lru_cache(maxsize=1)(self._load_policy)
         self._chat = lru_cache(maxsize=1)(self._reach_endpoint)
         self._chambers: dict[int, ProcessChamber] = {}  # by threads
@@ -97,7 +99,13 @@ class Resources:
             blobs=self._blobs,
             clock=time.monotonic,
             live=live,
+            programs=self.programs,
         )
+
+    def programs(self) -> ProgramChamber:
+        """Where answers that are programs run. Raises UsageError."""
+        with self._starting:
+            return self._programs()
 
     def proposer_ports(self, request: RunRequested) -> ProposerPorts:
         return ProposerPorts(lambda: self._chat(request.settings.llm), lambda: self._sandbox(), self._blobs)
@@ -164,10 +172,11 @@ class Resources:
         except ResiaError:
             return ""
 
-    def sandbox_tier(self) -> str:
-        """How generated code is confined here; "none" where it is refused."""
+    def sandbox_tier(self, programs: bool = False) -> str:
+        """How generated code is confined here, answers that are `programs` too; "none" where it is refused."""
         try:
-            return self._sandbox().tier
+            own = self._sandbox().tier
+            return f"{own}{PROGRAMS}{self._programs().tier}" if programs else own
         except UsageError:
             return "none"
 
@@ -175,6 +184,9 @@ class Resources:
         """End the processes of sandbox and chamber, where they were started."""
         while self._chambers:
             self._chambers.popitem()[1].close()
+        if self._programs.cache_info().currsize:
+            self._programs().close()
+            self._programs.cache_clear()
         if self._sandbox.cache_info().currsize:
             self._sandbox().close()
             self._sandbox.cache_clear()
@@ -211,6 +223,11 @@ class Resources:
         from .sandbox import ProcessSandbox, SandboxLimits
 
         return ProcessSandbox(SandboxLimits(), unsafe_local=self._unsafe)
+
+    def _start_programs(self) -> ProgramChamber:
+        from .chamber.programs import ProgramChamber
+
+        return ProgramChamber(unsafe_local=self._unsafe)
 
     def _start_chamber(self, threads: int) -> ProcessChamber:
         from resia.kernels.ports import Limits

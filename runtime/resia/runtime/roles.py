@@ -100,7 +100,7 @@ def _feedback(resources: Resources, live_of: LiveOf) -> Role:
             from resia.agents import llm
 
             return llm.edit(state, fact, domain, request.settings.llm, resources.proposer_ports(request))
-        return proposing.edit(state, fact, domain, resources.blobs)
+        return proposing.edit(state, fact, domain, resources.blobs, resources.programs)
 
     return Role("feedback", feedback.DECIDES, feedback.decide, (EditRequested,), perform, quarantines=True)
 

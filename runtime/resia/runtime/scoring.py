@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from resia.domains.base import FileScore, FileScored
+from resia.domains.base import FileScore, FileScored, Giving
 from resia.events import RunSettings
 from resia.events.errors import UnknownName, UsageError
 
@@ -30,7 +30,7 @@ def score_file(
 ) -> tuple[FileScore, ...]:
     """Scores of `predictions` under `protocol`, by default the domain's first; `options` are the domain's, as
     name=value. `unsafe_local`: a kernel file may run without a sandbox. UsageError for what cannot be used."""
-    if not predictions.is_file():
+    if not predictions.exists():
         raise UsageError(f"there is no file {predictions}: check the name given to --predictions")
     settings = load_settings(None, [f"domain_options.{option}" for option in options], RunSettings(domain=name))
     if name in KERNEL_DOMAINS:
@@ -59,6 +59,20 @@ def _bench_file(
     return (filed(file, protocol or PROTOCOLS[0], suite, settings.engine.threads, unsafe_local),)
 
 
+def write_given(name: str, folder: Path, options: Sequence[str], cache: Path | None) -> Shown:
+    """Write what the items of a domain give to whoever answers them, into a new or empty folder."""
+    settings = load_settings(None, [f"domain_options.{option}" for option in options], RunSettings(domain=name))
+    domain = domain_for(settings, cache)
+    if not isinstance(domain, Giving):
+        raise UsageError(f"domain '{name}' gives nothing but prompts: it has no write_given")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"'{folder}' is there already and not an empty folder: give another to --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = domain.write_given(folder)
+    lines = [{"domain": name, "item": path.stem, "file": str(path)} for path in written]
+    return Shown(tuple(lines), (f"{folder}: {len(written)} files, one an item",))
+
+
 def shown(domain: str, predictions: Path, scores: Sequence[FileScore]) -> Shown:
     """One JSON line a split, or as many lines of text."""
     lines = [{"domain": domain, "predictions": str(predictions), **_plain(score)} for score in scores]
@@ -77,4 +91,4 @@ def _text(score: FileScore) -> str:
 
 
 def _counts(word: str, counts: Mapping[str, int]) -> str:
-    return "".join(f"\n  {word}: {kind} {count}" for kind, count in sorted(counts.items()))
+    return "".join(f"\n  {word}: {kind}: {count}" for kind, count in sorted(counts.items()))

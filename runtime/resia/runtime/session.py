@@ -129,6 +129,12 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         raise UsageError(
             f"domain '{settings.domain}' is refused: {unsound[0].detail} (resia task check tells all that is wrong)"
         )
+    free = [parameter.name for parameter in domain.spec.parameters if not parameter.choices]
+    if settings.loop.mode == "random" and free:
+        raise UsageError(
+            f"mode random draws answers from lists of choices, and the argument '{free[0]}' of domain"
+            f" '{settings.domain}' has none: take mode best-of-n, or another form of the domain"
+        )
     _check_size(settings, items)
     if len(items["validation"]) < settings.gate.min_items:
         raise UsageError(

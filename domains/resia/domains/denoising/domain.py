@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
-from resia.domains.base import Answer, Inside, Item, Score, TaskSpec, Value
+from resia.domains.base import Answer, FileScore, Inside, Item, Score, TaskSpec, Value
 from resia.domains.random_search import random_search
 from resia.events import ControlScore, Split
 from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
 
 from . import controls, tool
-from .items import SPLITS, Bench, check_depth, lay_out, pools, problems
+from .file_scores import PROTOCOLS, WHOLE_ITEM, Held, score_matrices
+from .items import SPLITS, Bench, check_depth, halves_of, lay_out, pools, problems, whole
 from .matrices import read_counts
-from .metrics import Verdict
+from .matrix_files import Named, write_matrix
+from .metrics import Floats, Verdict
 from .synthetic import synthetic_counts
 
 LAID_OUT = 8  # items kept in memory, about 15 MB each
@@ -35,7 +39,8 @@ class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `path`: an .npz, an .h5ad, a 10x folder, or hub:OWNER/NAME/FILE[@REVISION]; `layer`: which layer of an .h5ad holds
     raw counts (empty: X). Genes counted in fewer than `min_cells_per_gene` of all cells are left out: they are nearly
-    all zero, in every score, and cost a quarter of the time.
+    all zero, in every score, and cost a quarter of the time. `form`: an answer is the settings of MAGIC, or a program
+    denoise(X, seed) (`program_domain`), on the same items.
     """
 
     path: str = ""
@@ -46,6 +51,7 @@ class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_seed: Annotated[int, Meta(ge=0)] = 0
     min_cells_per_gene: Annotated[int, Meta(ge=1)] = 30
     layer: str = ""
+    form: Literal["typed", "program"] = "typed"
 
 
 class Denoising:
@@ -61,6 +67,7 @@ class Denoising:
             )
         counts = synthetic_counts(options.data_seed) if options.synthetic else read_counts(options.path, options.layer)
         self._counts = counts.genes_in(options.min_cells_per_gene)
+        self._seed = options.data_seed
         self._digest = sha256(_fixed(options) + counts.digest().encode())
         pool = pools(self._counts, options.data_seed)
         sizes = dict(zip(SPLITS, (options.search_items, options.validation_items, options.test_items), strict=True))
@@ -92,7 +99,10 @@ class Denoising:
     def score(self, item: str, answer: Answer) -> Score:
         """Audited reward; success beats the reversed MAGIC on the same item. Raises ValueError for no valid answer and
         UnknownName for no item."""
-        verdict = self._verdict(item, tool.parse(answer))
+        return self.scored(item, self._verdict(item, tool.parse(answer)))
+
+    def scored(self, item: str, verdict: Verdict) -> Score:
+        """The score of an answer to `item` that was judged so."""
         reference = self._verdict(item, tool.REFERENCE.answer).audited
         metrics = {**_metrics(verdict), "reference": reference}
         if verdict.fault:
@@ -106,6 +116,31 @@ class Denoising:
         spans = (slice(counts.indptr[row], counts.indptr[row + 1]) for row in cells)
         parts = (counts.indices[span].tobytes() + counts.data[span].tobytes() for span in spans)
         return Inside(parts=frozenset(sha256(part) for part in parts))
+
+    def protocols(self) -> tuple[str, ...]:
+        return PROTOCOLS
+
+    def score_file(self, protocol: str, path: Path) -> tuple[FileScore, ...]:
+        """Denoised matrices of items, of all cells (`whole`), or of halves that the file brings along."""
+        splits = {split: [item.id for item in self._items[split]] for split in SPLITS} | {WHOLE_ITEM: [WHOLE_ITEM]}
+        known = next((name for name in PROTOCOLS if name == protocol), None)
+        if known is None:
+            raise UnknownName("protocol of the denoising domain", protocol, PROTOCOLS)
+        return score_matrices(known, path, splits, self._held)
+
+    def write_given(self, folder: Path) -> tuple[Path, ...]:
+        """The training counts of every item and of `whole`, an .npz each in the form that `score_file` takes."""
+        return tuple(
+            write_matrix(folder / f"{name}.npz", self._held(name).train) for name in (*self._problems, WHOLE_ITEM)
+        )
+
+    def _held(self, item: str) -> Held:
+        """Both halves in double precision, cells called after their rows in the counts."""
+        problem = whole(self._counts, self._seed) if item == WHOLE_ITEM else self._problems[item]
+        halves = halves_of(problem, self._counts)
+        cells = tuple(str(row) for row in problem.cells[halves.cells])
+        genes = tuple(self._counts.genes[column] for column in halves.genes)
+        return Held(Named(halves.train.astype(np.float64), cells, genes), halves.test.astype(np.float64))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         found = random_search(tool.PARAMETERS, self._search_mean, len(self._items["search"]), budget, seed)
@@ -131,7 +166,12 @@ class Denoising:
         rewards = [self._verdict(item.id, answer).audited for item in self._items["search"]]
         return sum(rewards) / len(rewards)
 
+    def judged(self, item: str, answer_CG: Floats) -> Verdict:
+        """The verdict on a matrix, to six digits. Raises UnknownName for no item."""
+        return _rounded(self._bench(item).judge.verdict(answer_CG))
+
     def _verdict(self, item: str, answer: Answer) -> Verdict:
+        """On MAGIC with the settings of `answer`."""
         key = (item, tool.render(answer))
         if key not in self._verdicts:
             bench = self._bench(item)
@@ -148,6 +188,8 @@ def _fixed(options: DenoisingOptions) -> bytes:
     """What the options fix beside the counts: wherever and however those lay, equal ones make the same items."""
     said = msgspec.structs.asdict(options) | {"path": ""}
     del said["layer"]
+    if said["form"] == "typed":  # as the digest was before there was another
+        del said["form"]
     return msgspec.json.encode(said)
 
 

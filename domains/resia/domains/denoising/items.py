@@ -17,7 +17,7 @@ from resia.events.errors import UsageError
 
 from .data import Counts, Integers
 from .magic import Magic
-from .metrics import Floats, Judge, split_molecules
+from .metrics import Floats, Halves, Judge, split_molecules
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 DEPTHS = (1.0, 0.3, 0.1)  # share of the molecules kept before the split
@@ -81,13 +81,25 @@ def problems(split: Split, pool: Integers, count: int, seed: int) -> tuple[Probl
     return tuple(made)
 
 
+def whole(counts: Counts, seed: int) -> Problem:
+    """All cells at full depth: the published recipe, of no split and of no run."""
+    item = Item("whole", "search", f"cells={counts.cells} depth=1")
+    return Problem(item, np.arange(counts.cells), 1.0, (seed, 0))
+
+
 def lay_out(problem: Problem, counts: Counts) -> Bench:
-    """Thin, split and prepare. Raises UsageError when the counts are too few to hold any molecule out."""
+    """The halves, and what denoises and judges. Raises UsageError as `halves_of`."""
+    halves = halves_of(problem, counts)
+    magic = Magic(halves.train, held_out=1.0 - TRAIN_SHARE)
+    return Bench(halves.train, magic, Judge(halves.train, halves.test))
+
+
+def halves_of(problem: Problem, counts: Counts) -> Halves:
+    """Thin and split. Raises UsageError when the counts are too few to hold any molecule out."""
     rng = np.random.default_rng(list(problem.seed))
     full = counts.dense(problem.cells)
     thinned = rng.binomial(full.astype(np.int64), problem.depth).astype(full.dtype) if problem.depth < 1.0 else full
     halves = split_molecules(thinned, TRAIN_SHARE, rng)
     if len(halves.train) < 2 or not halves.test.any():
         raise UsageError(f"item {problem.item.id} has too few molecules to hold any out: give deeper counts")
-    magic = Magic(halves.train, held_out=1.0 - TRAIN_SHARE)
-    return Bench(halves.train, magic, Judge(halves.train, halves.test))
+    return halves

@@ -23,10 +23,12 @@ EMPTY = 1e-30  # a cell that sums to no more than this is all zero
 
 
 class Halves(msgspec.Struct, frozen=True):
-    """Train and test counts of the same molecules, both (cells, genes)."""
+    """Train and test counts of the same molecules, both (cells, genes), and which rows and columns they were."""
 
     train: Floats
     test: Floats
+    cells: NDArray[np.intp]
+    genes: NDArray[np.intp]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -53,11 +55,14 @@ def split_molecules(counts_CG: Floats, train_share: float, rng: np.random.Genera
 
     Cells with fewer than 2 counts and genes in no cell go first; then genes without a training count, in both halves.
     """
-    kept = counts_CG[counts_CG.sum(1) >= 2]
-    kept = kept[:, kept.any(0)]
+    cells = np.flatnonzero(counts_CG.sum(1) >= 2)
+    kept = counts_CG[cells]
+    columns = np.flatnonzero(kept.any(0))
+    kept = kept[:, columns]
     train = rng.binomial(kept.astype(np.int64), train_share).astype(counts_CG.dtype)
     genes = train.any(0)
-    return Halves(np.ascontiguousarray(train[:, genes]), np.ascontiguousarray((kept - train)[:, genes]))
+    test = np.ascontiguousarray((kept - train)[:, genes])
+    return Halves(np.ascontiguousarray(train[:, genes]), test, cells, columns[genes])
 
 
 def rescaled(counts_CG: Floats, library_C: Floats | float) -> Floats:
@@ -111,7 +116,7 @@ class Judge:
 
     def verdict(self, answer_CG: Floats) -> Verdict:
         """Both scores of an answer (cells, genes); a malformed one gets 0 for everything and the fault's name."""
-        if (fault := self._malformed(answer_CG)) is not None:
+        if fault := self._shapeless(answer_CG):
             return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
         mse_norm = 1.0 - _mean_square(log_normalised(answer_CG), self._log_test_CG) / self.none_mse
         mse_norm = min(1.0, max(0.0, mse_norm))
@@ -125,22 +130,24 @@ class Judge:
             gate = "a value exceeds the sum of the training counts"
         loss = self._poisson(rescaled(answer_CG, self._library_C))
         norm = (self.none_poisson - loss) / (self.none_poisson - self.perfect_poisson)
-        fault = ""
-        if empty := int((answer_CG.sum(1, dtype=np.float64) <= EMPTY).sum()):
-            fault = f"all-zero cells: {empty} of {len(answer_CG)}"
-        elif norm < -SLACK:
+        fault = _empty(answer_CG)
+        if not fault and norm < -SLACK:
             fault = f"Poisson norm {norm:.3f}: worse than no denoising"
         published, audited = (0.0 if gate else mse_norm), (0.0 if fault else mse_norm)
         return Verdict(mse_norm, norm, plain_norm, published_norm, published, gate, audited, fault)
 
-    def _malformed(self, answer_CG: Floats) -> str | None:
+    def malformed(self, answer_CG: Floats) -> str:
+        """What the audit finds wrong with an answer without a look at the test half; empty where nothing is."""
+        return self._shapeless(answer_CG) or _empty(answer_CG)
+
+    def _shapeless(self, answer_CG: Floats) -> str:
         if answer_CG.shape != self._shape:
             return f"shape {answer_CG.shape} instead of {self._shape}"
         with np.errstate(over="ignore", invalid="ignore"):
             total = float(answer_CG.sum(dtype=np.float64))
         if not np.isfinite(total):
             return "non-finite values"
-        return "negative values" if float(answer_CG.min()) < 0.0 else None
+        return "negative values" if float(answer_CG.min()) < 0.0 else ""
 
     def _poisson(self, answer_CG: Floats) -> float:
         """`poisson` of the answer brought to test depth; only entries with test counts need their logarithm."""
@@ -154,6 +161,11 @@ class Judge:
         seen = answer_CG[self._where].astype(np.float64) @ (np.log(self._seen + OFFSET) - empty)
         weighted = (float(seen) + empty * float(answer_CG.sum(dtype=np.float64))) * self._depth
         return (float(self._seen.sum()) - weighted) / answer_CG.size
+
+
+def _empty(answer_CG: Floats) -> str:
+    empty = int((answer_CG.sum(1, dtype=np.float64) <= EMPTY).sum())
+    return f"all-zero cells: {empty} of {len(answer_CG)}" if empty else ""
 
 
 def _mean_square(left_CG: Floats, right_CG: Floats) -> float:

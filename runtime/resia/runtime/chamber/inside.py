@@ -1,14 +1,16 @@
-"""The chamber's fork server: an interpreter with torch loaded that forks one locked process for every kernel.
+"""The chamber's fork server: an interpreter with its libraries loaded that forks one locked process for every guest.
 
 It is started with one inherited socket and obeys two orders: fork a guest for the socket and the arena that come with
-the order, and end and reap one. It never sees a source. torch starts its threads in the guest, before the last lock
-forbids any more; the server has none, so it may fork. Standard library, torch, `locks` and `resia.kernels.guest`.
+the order, and end and reap one. It never sees a source. What is loaded, and how a guest lives, is in the module that
+the setup names: `preload(setup)` before the first fork, `live(near, arena, setup)` in the guest, which locks itself
+there. The server has no threads, so it may fork. Standard library, `locks` and that module.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -17,34 +19,30 @@ import sys
 import tempfile
 from typing import Any
 
-from resia.kernels import guest
 from resia.runtime.chamber import locks
 from resia.runtime.chamber.orders import SPAWN, SPAWNED
 from resia.runtime.sandbox import kernel, wire
-
-WARM = 256  # rows and columns of the products that make torch start its threads
 
 
 def main(control_fd: int, setup_json: str) -> None:
     """Serve the socket `control_fd` until it ends. The first frame is {"error": null} or says what did not lock."""
     control, setup = socket.socket(fileno=control_fd), json.loads(setup_json)
+    kind = importlib.import_module(setup["guest"])  # ours, which cannot be read once the locks have turned
     try:
         if setup["confined"] and setup["device"] == "cpu":
             locks.limit_files()
             tempfile.tempdir = "/"  # torch asks for one, and there is none
-        import torch
-
-        torch.set_num_threads(1)
+        kind.preload(setup)
     except (OSError, ImportError) as error:
         control.sendall(wire.frame(json.dumps({"error": str(error)}).encode()))
         return
     gc.collect()
     gc.freeze()
     control.sendall(wire.frame(json.dumps({"error": None}).encode()))
-    _serve(control, setup)
+    _serve(control, setup, kind)
 
 
-def _serve(control: socket.socket, setup: dict[str, Any]) -> None:
+def _serve(control: socket.socket, setup: dict[str, Any], kind: Any) -> None:
     guests = set[int]()
     while True:
         order, descriptors, _, _ = socket.recv_fds(control, wire.ORDER.size, 2)
@@ -52,7 +50,7 @@ def _serve(control: socket.socket, setup: dict[str, Any]) -> None:
             break
         verb, pid = wire.ORDER.unpack(order)
         if verb == SPAWN:
-            pid = _fork(control, setup, *descriptors)
+            pid = _fork(control, setup, kind, *descriptors)
             guests.add(pid)
             control.sendall(SPAWNED.pack(pid))
         else:
@@ -62,7 +60,7 @@ def _serve(control: socket.socket, setup: dict[str, Any]) -> None:
         _reap(pid)
 
 
-def _fork(control: socket.socket, setup: dict[str, Any], near: int, arena: int) -> int:
+def _fork(control: socket.socket, setup: dict[str, Any], kind: Any, near: int, arena: int) -> int:
     server = os.getpid()
     pid = os.fork()
     if pid:
@@ -74,42 +72,18 @@ def _fork(control: socket.socket, setup: dict[str, Any], near: int, arena: int) 
     code = 1
     try:
         control.close()
-        _live(setup, near, arena, server)
+        os.setpgid(0, 0)
+        if sys.platform == "linux":
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != server:
+                raise OSError("the fork server ended first")
+        kind.live(near, arena, setup)
         code = 0
     except MemoryError:
-        code = guest.EXIT_MEMORY
+        code = wire.EXIT_MEMORY
     finally:
         # Whatever happened, a guest never becomes a second server.
         os._exit(code)
-
-
-def _live(setup: dict[str, Any], near: int, arena: int, server: int) -> None:
-    """Lock this forked process, say so, and obey."""
-    os.setpgid(0, 0)
-    if sys.platform == "linux":
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != server:
-            raise OSError("the fork server ended first")
-    _warm(setup["device"], setup["threads"])
-    tasks = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY) if os.path.isdir("/proc/self/task") else -1
-    found = guest.tools(setup["device"], tasks)
-    if setup["device"] == "cpu":
-        locks.limit_use(locks.Budget(setup["cpu_s"], setup["memory_bytes"]))
-        if setup["confined"]:
-            locks.limit_calls()
-    guest.send(near, {"ready": True})
-    guest.serve(near, arena, found)
-
-
-def _warm(device: str, threads: int) -> None:
-    """Start every thread that torch will use, and load what it loads late."""
-    import torch
-
-    torch.set_num_threads(threads)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        values = torch.ones(4, WARM, WARM, dtype=dtype, device=device)
-        torch.nn.functional.layer_norm(torch.matmul(values, values).sigmoid(), (WARM,))
-        torch.einsum("bik,bjk->bij", values, values)
 
 
 def _reap(pid: int) -> tuple[int, float]:

@@ -64,7 +64,9 @@ def limit_files() -> None:
     """Landlock, before the first thread: reading Python, packages and system libraries. Raises OSError."""
     kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    landlock.restrict_self(landlock.granted(_readable()))
+    rules = landlock.granted(_readable())
+    landlock.restrict_self(rules)
+    os.close(rules)
 
 
 def _readable() -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""How a kernel's process can be locked in on this machine, the stronger first, and the command that starts it so."""
+"""How a guest can be locked in on this machine, the stronger first, and the command that starts it so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tier(NamedTuple):
 
 
 UNSAFE = Tier("unsafe-local: rlimits only", (), False)
-# Each is a kernel file that is only loaded when the tier does not hold.
+# What a guest runs before its own function is defined; it raises when the tier does not hold.
 ATTEMPTS = """
 import os, socket, threading
 
@@ -48,9 +48,6 @@ reached = [
     if tried(attempt)
 ]
 assert not reached, ", ".join(reached)
-
-def custom_kernel(x, mask, weights, config):
-    return x
 """
 
 

@@ -1,0 +1,2 @@
+def denoise(X, seed):
+    return X
