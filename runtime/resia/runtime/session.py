@@ -24,7 +24,7 @@ from resia.events.settings import Split
 from resia.replay.ledger import price
 from resia.replay.state import RunState
 
-from .bus import BATCH_LIMIT, Bus, connect
+from .bus import BATCH_LIMIT, Bus, reach
 from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
@@ -94,7 +94,7 @@ async def launch(session: Session, watch: Watch) -> RunState:
     request = session.request if settings is None else first_event(settings, session.cache)
     session.store.make()
     async with serving(session.store, port=session.port, share=False) as log:
-        bus = await connect(log.access.url, *log.access.login("admin"))
+        bus = await reach(log.access, "admin")
         try:
             await bus.create_registry()
             state = await _attend(bus, log, session, await _begin(bus, session, request), watch)
@@ -285,18 +285,23 @@ def _processes(workers: Mapping[str, int], domain: str) -> dict[str, int]:
 
 
 def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfig]:
+    processes = _processes(session.workers, domain)
+    for role in (role for role, count in processes.items() if count):
+        access.require(role)
     return [
         ProcessConfig(
             url=access.url,
             user=access.login(role)[0],
             password=access.login(role)[1],
+            ca=access.ca,
             role=role,
             worker=f"{role}-{number}",
             blobs=session.store.folder / "blobs",
+            shared=access.blobs,
             cache=session.cache,
             run=session.run,
             unsafe_local=session.unsafe_local,
         )
-        for role, count in _processes(session.workers, domain).items()
+        for role, count in processes.items()
         for number in range(1, count + 1)
     ]
