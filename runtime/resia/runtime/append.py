@@ -17,7 +17,7 @@ from .protocol import Appended, error_of, headers, last_number
 BATCH_LIMIT = 1000
 APPEND_TRIES = 5
 APPEND_FOR_S = 45.0  # a cluster elects a leader in 4 to 9 s, and may have to do so again
-_WAIT_S, _LONGEST_WAIT_S = 0.2, 2.0
+_WAIT_S, _LONGEST_WAIT_S = 0.1, 0.5
 _FLUSH_EVERY = 64  # members between which the loop may run, so that the first are sent while the last are encoded
 _WRONG_LAST_SEQUENCE = 10071
 # What a cluster says while nobody leads, or while the same event is on its way through it: neither is a refusal.

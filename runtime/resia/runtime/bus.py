@@ -47,7 +47,7 @@ RECONNECTS, RECONNECT_WAIT_S = 150, 0.2  # 30 s without a server, then every cal
 ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live one says so three times as often
 HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed after two to four of them
 PULL_S = 2.0  # a request for work is made anew this often: a server that came back knows nothing of the old one
-PING_S = 2.0  # a server that stops without leaving is left for another after two to three of them
+PING_S, PINGS = 1.0, 5  # a server that leaves so many unanswered has stopped, or cannot be reached
 DEFAULT_PORT = 4222
 _Answer = TypeVar("_Answer")
 
@@ -81,9 +81,11 @@ class Bus:
         self._clustered = bool(client._server_info.get("cluster"))
         self._ack_s = min(CLUSTER_ACK_S, ACK_TIMEOUT_S) if self._clustered else ACK_TIMEOUT_S
         self._js = client.jetstream(timeout=self._ack_s)
+        self._watching = asyncio.create_task(_leave_the_silent(client))
 
     async def close(self) -> None:
         """Send what is buffered and disconnect. What has come and was not taken is left: a drain would wait for it."""
+        self._watching.cancel()
         with suppress(nats.errors.Error, asyncio.TimeoutError, OSError):  # the server may have left first
             await self._client.flush(2)
         with suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
@@ -488,6 +490,7 @@ async def connect(url: str, user: str = "", password: str = "", *, ca: str = "",
                 reconnect_time_wait=RECONNECT_WAIT_S,
                 connect_timeout=CONNECT_TIMEOUT_S / 2,  # time for another, when the first one accepts and is silent
                 ping_interval=PING_S,
+                max_outstanding_pings=PINGS,
                 error_cb=on_error,
                 **options,
             ),
@@ -532,6 +535,16 @@ class _Line(NamedTuple):
                 return None
         sequence: int = found.seq
         return sequence
+
+
+async def _leave_the_silent(client: Client) -> None:
+    """Break a connection whose server is silent. The client would do so in order, and over TLS wait half a minute for
+    an answer to its farewell before it looked for another server."""
+    while not client.is_closed:
+        await asyncio.sleep(PING_S)
+        line = getattr(client._transport, "_io_writer", None)
+        if client.is_connected and client._pings_outstanding >= PINGS and line is not None:
+            line.transport.abort()
 
 
 @contextmanager

@@ -72,8 +72,10 @@ class Session(NamedTuple):
 
 
 def parse_workers(specs: list[str]) -> dict[str, int]:
-    """`task=2` to processes a role; UsageError names what is off."""
+    """`task=2` to processes a role, `none` to none at all: they are elsewhere. UsageError names what is off."""
     chosen = dict(DEFAULT_WORKERS)
+    if specs == ["none"]:
+        return dict.fromkeys(chosen, 0)
     for spec in specs:
         name, mark, count = spec.partition("=")
         if name not in chosen:
@@ -281,6 +283,8 @@ async def _guard_server(log: Serving, watch: Watch, check: Callable[[], Awaitabl
 
 def _processes(workers: Mapping[str, int], domain: str) -> dict[str, int]:
     """Processes a role: a run of a domain with kernels has a bench, where nothing else was asked for."""
+    if not any(workers.values()):
+        return dict(workers)
     return {**workers, "kernel-bench": workers.get("kernel-bench", 0) or int(domain in KERNEL_DOMAINS)}
 
 

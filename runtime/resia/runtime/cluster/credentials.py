@@ -29,11 +29,11 @@ DAYS = 825
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
-def make(folder: Path, *, renew: bool = False, hosts: Sequence[str] = (), days: int = DAYS) -> bool:
+def make(folder: Path, *, renew: bool = False, hosts: Sequence[str] = (), days: int = DAYS, blobs: str = "") -> bool:
     """Secrets of a cluster in `folder`; False when they are there already. `renew`: new certificates, old passwords.
 
-    `hosts` are further names or IPv4 addresses that the nodes answer under. UsageError without openssl, or when the
-    folder cannot be written.
+    `hosts` are further names or IPv4 addresses that the nodes answer under, `blobs` an fsspec URL for compose.yaml.
+    UsageError without openssl, or when the folder cannot be written.
     """
     if (folder / "users.conf").exists() and not renew:
         return False
@@ -46,7 +46,7 @@ def make(folder: Path, *, renew: bool = False, hosts: Sequence[str] = (), days: 
     passwords = _passwords(folder)
     access = Access("", passwords)
     write_private(folder / "passwords.json", json.dumps(passwords))
-    write_logins(folder / "compose", ",".join(f"tls://{node}:4222" for node in NODES), "ca.pem", passwords)
+    write_logins(folder / "compose", ",".join(f"tls://{node}:4222" for node in NODES), "ca.pem", passwords, blobs)
     # Last: who is killed before does all of it again.
     write_private(folder / "users.conf", f"authorization {{\n  users: {json.dumps(users(access), indent=2)}\n}}\n")
     return True
