@@ -159,8 +159,7 @@ class Bus:
 
     async def watch_runs(self) -> AsyncIterator[RunEntry]:
         """Every entry, now and whenever one changes."""
-        watcher = await self._answered("watch the registry of runs", self._watcher)
-        known: dict[str, RunEntry] = {}
+        watcher, known = await self._watcher(), dict[str, RunEntry]()
         while True:
             for entry in await self._news(watcher):
                 if known.get(entry.run) != entry:
@@ -168,7 +167,17 @@ class Bus:
                     yield entry
 
     async def _watcher(self) -> KeyValue.KeyWatcher:
-        return await (await self._registry()).watchall()
+        async def watchall() -> KeyValue.KeyWatcher | None:
+            try:
+                return await (await self._registry()).watchall()
+            except nats.js.errors.NotFoundError:
+                return None
+
+        while True:
+            watcher = await self._answered("watch the registry of runs", watchall)
+            if watcher is not None:
+                return watcher
+            await asyncio.sleep(WATCH_S)  # nobody has begun a run here yet
 
     async def _news(self, watcher: KeyValue.KeyWatcher) -> list[RunEntry]:
         """What the watcher says, or every entry when it says nothing: it may have ended with an earlier server."""
@@ -268,10 +277,15 @@ class Bus:
 
     async def members(self, run: str | None = None) -> list[Member]:
         """The servers that hold the log of `run` (None: the registry of runs), its leader first; empty where one
-        server stands alone."""
+        server stands alone, or no run was begun yet."""
         stream = f"KV_{REGISTRY}" if run is None else names.stream(run)
-        with _bus_errors("ask who holds the log"):
-            cluster = (await self._js.stream_info(stream)).cluster
+        with _bus_errors("ask who holds the log", self._clustered):
+            try:
+                cluster = (await self._js.stream_info(stream)).cluster
+            except nats.js.errors.NotFoundError:
+                if run is not None:
+                    raise
+                return []
         if cluster is None or not cluster.leader:
             return []
         others = [
