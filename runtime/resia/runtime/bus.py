@@ -49,6 +49,7 @@ HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed 
 PULL_S = 2.0  # a request for work is made anew this often: a server that came back knows nothing of the old one
 PING_S, PINGS = 1.0, 5  # a server that leaves so many unanswered has stopped, or cannot be reached
 DEFAULT_PORT = 4222
+_TOO_FEW_NODES = (10005, 10074)  # a cluster that lacks some, and a server that is none
 _Answer = TypeVar("_Answer")
 
 
@@ -594,6 +595,11 @@ class _bus_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: object, cause: BaseException | None, trace: object) -> None:
         if isinstance(cause, nats.js.errors.NotFoundError):
             raise BusError(f"{self._what}: there is no such run on this server") from cause
+        if isinstance(cause, nats.js.errors.APIError) and cause.err_code in _TOO_FEW_NODES:
+            raise BusError(
+                f"{self._what}: fewer nodes are up than it is to have copies ({cause.description}): bring the missing"
+                " ones back, or lower replicas in the login file"
+            ) from cause
         if self._clustered and _passes(cause):
             raise BusError(
                 f"{self._what}: the cluster has no leader ({type(cause).__name__}: {cause}): most of its nodes must be"
