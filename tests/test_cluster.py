@@ -115,9 +115,7 @@ async def test_a_killed_leader_loses_nothing_and_the_next_goes_on(nodes, logins)
 async def test_a_log_of_three_copies_is_refused_by_one_server(bus, access):
     bus = await reach(Access(access.url, access.passwords, replicas=3), "admin")
     try:
-        with pytest.raises(
-            BusError, match=r"of run 'thrice': fewer nodes are up .*\(replicas > 1 not sup.*lower"
-        ):
+        with pytest.raises(BusError, match=r"of run 'thrice': fewer nodes are up .*\(replicas > 1 not sup.*lower"):
             await bus.create_run("thrice")
     finally:
         await bus.close()
