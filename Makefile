@@ -8,7 +8,7 @@ JOBS ?= 2
 # By the environment, so that pip's isolated build is pinned too.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test chaos lint bench docs clean
+.PHONY: demo test chaos cluster chaos-cluster lint bench docs clean
 
 demo: $(STAMP)
 	@$(BIN)/resia demo
@@ -18,6 +18,12 @@ test: lint
 
 chaos: $(STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m chaos
+
+cluster: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m cluster_trial
+
+chaos-cluster: $(STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m chaos --cluster --jobs 3
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

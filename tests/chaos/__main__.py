@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,9 +19,10 @@ from resia.replay.digest import digest
 from resia.replay.fold import fold
 from resia.runtime.lifeline import die_with_parent
 
-from . import scenarios
+from . import cluster, scenarios
 from .actors import quicken
 from .cells import CAST, REQUEST, Cell, Reference, Void, as_fact, boundaries, struck_cell
+from .fleet import Network
 from .judge import COUNTS, Verdict
 from .matrix import dealt, placed
 from .stage import Stage
@@ -33,7 +35,8 @@ MISSED_SHARE = 0.03
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: nothing divergent, lost, duplicated or stuck. 1: something was. 3: the harness itself failed."""
     given = _parser().parse_args(arguments)
-    quicken()
+    if not given.cluster:  # whose stalls are the product's own
+        quicken()
     base = Path(tempfile.mkdtemp(prefix="resia-chaos-"))
     started = time.monotonic()
     try:
@@ -47,13 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found.missed > MISSED_SHARE * found.kills:
         _say(f"{found.missed} kills of the matrix were not made: the harness no longer fits the loop")
         broken += 1
-    _say(f"{time.monotonic() - started:.0f} s{f', kept in {base}' if given.keep else ''}")
-    print(msgspec.json.encode({name: int(getattr(found, name)) for name in COUNTS}).decode(), flush=True)  # noqa: T201
+    seconds = time.monotonic() - started
+    _say(f"{seconds:.0f} s{f', kept in {base}' if given.keep else ''}")
+    last: dict[str, float] = {name: int(getattr(found, name)) for name in COUNTS}
+    if given.cluster:
+        last["stall_s"] = max((stall.seconds for stall in found.stalls), default=0.0)
+        for stall in found.stalls:
+            _say(f"{stall.seconds:6.2f} s  {stall.what}")
+    if given.record is not None:
+        text = msgspec.json.format(msgspec.json.encode(recorded(found, last, seconds)), indent=2)
+        given.record.write_bytes(text + b"\n")
+    print(msgspec.json.encode(last).decode(), flush=True)  # noqa: T201
     return 1 if found.faults else 3 if broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("chaos", description=__doc__)
+    parser.add_argument("--cluster", action="store_true", help="the log on three nodes, and faults of nodes instead")
+    parser.add_argument("--record", type=Path, help="write the stalls of a cluster here, as JSON")
     parser.add_argument("--short", action="store_true", help="a seeded part of the matrix, and one of each scenario")
     parser.add_argument("--share", type=float, default=None, help="part of the matrix's kills, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="how kills share runs, and where the random ones are")
@@ -77,7 +91,24 @@ def undisturbed(folder: Path) -> Reference:
     return reference
 
 
+def recorded(found: Verdict, last: dict[str, float], seconds: float) -> dict[str, Any]:
+    """The stalls as benchmarks/results keeps them."""
+    from benchmarks.machine import describe
+
+    return {
+        "benchmark": "cluster",
+        "method": "three nodes as processes of one machine, TLS, fsync before every acknowledgement; the longest time"
+        " without an acknowledgement after each fault, while five workers go on",
+        **last,
+        "stalls": [msgspec.to_builtins(stall) for stall in found.stalls],
+        "seconds": round(seconds, 1),
+        "machine": describe(),
+    }
+
+
 def _cells(reference: Reference, given: argparse.Namespace) -> list[Cell]:
+    if given.cluster:
+        return [cell for cell in _cluster_cells(reference) if given.only in cell.name]
     share = given.share if given.share is not None else SHORT_SHARE if given.short else 1.0
     runs = dealt(placed(reference.boundaries, reference.log), given.seed, share)
     cells = [struck_cell(f"matrix-{n:02d}", points) for n, points in enumerate(runs)]
@@ -85,6 +116,17 @@ def _cells(reference: Reference, given: argparse.Namespace) -> list[Cell]:
     chosen = [cell for cell in cells if given.only in cell.name]
     _say(f"{len(chosen)} runs, {sum(map(len, runs))} kills at boundaries, {given.jobs} at once")
     return chosen
+
+
+def _cluster_cells(reference: Reference) -> list[Cell]:
+    """Those that can be played here."""
+    cells = cluster.every(reference)
+    try:
+        with Network():
+            return cells
+    except OSError as cause:
+        _say(f"skipped: a node cut off, since this machine lets no network namespace be made ({cause})")
+        return [cell for cell in cells if not cell.name.startswith("cut")]
 
 
 def _play_all(cells: Sequence[Cell], reference: Reference, base: Path, jobs: int) -> tuple[Verdict, int]:

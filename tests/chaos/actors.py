@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import traceback
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from resia.replay.state import RunState
 from resia.runtime import bus as bus_module
 from resia.runtime import worker as worker_module
 from resia.runtime.blobs import DirectoryBlobs
-from resia.runtime.bus import Bus, connect
+from resia.runtime.bus import Bus, reach
 from resia.runtime.process import configure_logs
 from resia.runtime.protocol import Appended
 from resia.runtime.server import Access
@@ -64,6 +65,7 @@ class Acknowledged(msgspec.Struct, frozen=True):
     sequence: int
     ids: tuple[str, ...]
     already: bool = False  # the server had it, or another outcome of the same request, before
+    at: float = 0.0  # seconds since the epoch
 
 
 class Notebook:
@@ -124,7 +126,7 @@ def disturb(bus: Bus, actor: Actor, strikes: Strikes, notebook: Notebook) -> Non
         await strikes.at("before", first)
         appended = await append(run, drafts, fence)
         ids = tuple(draft.id for draft in drafts)
-        notebook.note(Acknowledged(actor.role, appended.sequence, ids, appended.already))
+        notebook.note(Acknowledged(actor.role, appended.sequence, ids, appended.already, time.time()))
         await strikes.at("after", first)
         return appended
 
@@ -143,20 +145,18 @@ def disturb(bus: Bus, actor: Actor, strikes: Strikes, notebook: Notebook) -> Non
 
 
 async def serve(folder: Path, access: Access, run: str, actor: Actor) -> None:
-    bus = await connect(access.url, *access.login(actor.role))
-    disturb(bus, actor, Strikes(folder, actor.name), Notebook(folder / f"{actor.name}.acknowledged"))
+    bus = await reach(access, actor.role)
+
+    async def leader() -> str:
+        return (await bus.members(run))[0].name
+
+    disturb(bus, actor, Strikes(folder, actor.name, leader), Notebook(folder / f"{actor.name}.acknowledged"))
     write_pid(folder, actor.name, os.getpid())
-    clerk = Clerk(run, actor.role, actor.name, "chaos", _clock)
+    clerk = Clerk(run, actor.role, actor.name, "chaos", time.time)
     try:
         await Worker(bus, role_of(actor, DirectoryBlobs(folder / "blobs")), clerk).serve()
     finally:
         await bus.close()
-
-
-def _clock() -> float:
-    import time
-
-    return time.time()
 
 
 def main(folder: Path, access: Access, run: str, actor: Actor) -> int:

@@ -33,6 +33,13 @@ from resia.runtime.blobs import DirectoryBlobs
 from .actors import Acknowledged
 
 
+class Stall(msgspec.Struct, frozen=True):
+    """How long nothing was acknowledged after something was done to a cluster."""
+
+    what: str
+    seconds: float
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """Counts over one run or many; `notes` say what was found."""
 
@@ -42,11 +49,12 @@ class Verdict(msgspec.Struct, frozen=True):
     duplicated: int = 0
     stuck: int = 0
     missed: int = 0  # points that the run did not come to
+    stalls: tuple[Stall, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: Verdict) -> Verdict:
         counts = {name: getattr(self, name) + getattr(other, name) for name in (*COUNTS, "missed")}
-        return Verdict(**counts, notes=self.notes + other.notes)
+        return Verdict(**counts, stalls=self.stalls + other.stalls, notes=self.notes + other.notes)
 
     @property
     def faults(self) -> int:

@@ -12,11 +12,12 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from resia.events import Logged, RunRequested
-from resia.runtime.bus import Bus, connect
+from resia.runtime.bus import Bus, reach
 from resia.runtime.lifeline import die_with_parent
+from resia.runtime.permissions import Access
 from resia.runtime.server import EmbeddedServer
 from resia.runtime.worker import Clerk
 
@@ -29,15 +30,51 @@ TICK_S = 0.01
 LIMIT_S = 120.0
 
 
+class Server(Protocol):
+    """Who keeps the log: one process, or several."""
+
+    def start(self) -> Access:
+        """Start, and wait until it answers."""
+        ...
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Processes that run, by name."""
+        ...
+
+    def revive(self) -> int | None:
+        """Start what has died; an exit code, None when all are alive."""
+        ...
+
+    def stop(self) -> None:
+        """Stop all, cleanly."""
+        ...
+
+
+class Single(EmbeddedServer):
+    """The embedded server."""
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {SERVER: self.pid} if self.pid is not None else {}
+
+
 class Stage:
     """Server and workers of one run. Use as a context: whatever still runs at its end is killed."""
 
-    def __init__(self, folder: Path, cast: Sequence[Actor], points: Sequence[Point] = (), store: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        cast: Sequence[Actor],
+        points: Sequence[Point] = (),
+        store: Path | None = None,
+        server: Server | None = None,
+    ):
         self.folder, self._cast = folder, {actor.name: actor for actor in cast}
         folder.mkdir(parents=True, exist_ok=True)
         stage_points(folder, list(points))
         self.store = store or folder / "store"
-        self.server = EmbeddedServer(self.store)
+        self.server = server or Single(self.store)
         self.access = self.server.start()
         self._announce_server()
         self._pids: dict[str, int] = {}
@@ -56,7 +93,7 @@ class Stage:
         """Result of `what` on a connection of its own."""
 
         async def asking() -> Any:
-            bus = await connect(self.access.url, *self.access.login(role))
+            bus = await reach(self.access, role)
             try:
                 return await what(bus)
             finally:
@@ -92,7 +129,8 @@ class Stage:
         """
         deadline = time.monotonic() + limit_s
         for name in self._cast:
-            self._start(name)
+            if name not in self._pids and not (self.folder / f"{name}.left").exists():
+                self._start(name)
         while self._pids:
             if time.monotonic() > deadline:
                 return False
@@ -106,7 +144,7 @@ class Stage:
         return True
 
     def pid(self, name: str) -> int | None:
-        return self.server.pid if name == SERVER else self._pids.get(name)
+        return {**self.server.pids, **self._pids}.get(name)
 
     def kill(self, name: str) -> bool:
         """SIGKILL; whether there was anybody."""
@@ -123,9 +161,9 @@ class Stage:
         self._pids.clear()
 
     def kill_server(self) -> None:
+        pid = self.server.pids[SERVER]
         self.kill(SERVER)
-        assert self.server.pid is not None
-        os.waitid(os.P_PID, self.server.pid, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     def revive_server(self) -> None:
         while self.server.revive() is None:
@@ -152,5 +190,5 @@ class Stage:
                 self._start(name)
 
     def _announce_server(self) -> None:
-        assert self.server.pid is not None
-        write_pid(self.folder, SERVER, self.server.pid)
+        for name, pid in self.server.pids.items():
+            write_pid(self.folder, name, pid)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import msgspec
 
 SERVER = "nats-server"
 SELF = "self"  # whoever strikes
+LEADER = "leader"  # the node of a cluster that leads the run's log when it is struck
 UP_WITHIN_S = 10.0
 Moment = Literal["before", "amid", "after", "unacked"]
 
@@ -47,8 +49,8 @@ class Point(msgspec.Struct, frozen=True):
 class Strikes:
     """The points of one run, in `folder`, for the worker called `name`."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(self, folder: Path, name: str, leader: Callable[[], Awaitable[str]] | None = None) -> None:
+        self._folder, self._name, self._leader = folder, name, leader
         points = msgspec.json.decode((folder / "points.json").read_bytes(), type=list[Point])
         self._points = {(point.event, point.moment): point for point in points if point.striker in (None, name)}
 
@@ -76,6 +78,8 @@ class Strikes:
 
     async def _pid(self, target: str) -> int | None:
         """Process id of `target` once it is up; None when it has done its work and left."""
+        if target == LEADER and self._leader is not None:
+            target = await self._leader()
         deadline = time.monotonic() + UP_WITHIN_S
         while time.monotonic() < deadline:
             if (self._folder / f"{target}.left").exists():

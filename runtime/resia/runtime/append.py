@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,8 +16,13 @@ from .protocol import Appended, error_of, headers, last_number
 
 BATCH_LIMIT = 1000
 APPEND_TRIES = 5
+APPEND_FOR_S = 45.0  # a cluster elects a leader in 4 to 9 s, and may have to do so again
+_WAIT_S, _LONGEST_WAIT_S = 0.1, 0.5
 _FLUSH_EVERY = 64  # members between which the loop may run, so that the first are sent while the last are encoded
 _WRONG_LAST_SEQUENCE = 10071
+# What a cluster says while nobody leads, or while the same event is on its way through it: neither is a refusal.
+_NOT_LEADER, _OFFLINE, _IN_FLIGHT, _BATCH_FORGOTTEN = 10009, 10118, 10164, 10176
+_PASSING_STATUS = frozenset({429, 503})
 
 
 class Unanswered(Exception):
@@ -43,14 +49,24 @@ async def append(line: Line, run: str, drafts: Sequence[Draft], fence: int | Non
     """Append `drafts` as `Bus.append` promises."""
     if not 0 < len(drafts) <= BATCH_LIMIT:
         raise BusError(f"a batch has 1 to {BATCH_LIMIT} events, not {len(drafts)}")
-    for attempt in range(APPEND_TRIES):
+    deadline, wait = time.monotonic() + APPEND_FOR_S, _WAIT_S
+    while True:
         try:
             return await _once(line, run, drafts, fence)
         except Unanswered as cause:
-            if attempt == APPEND_TRIES - 1:
-                raise BusError(f"append to run '{run}': {cause}") from cause
-            await asyncio.sleep(0.2 * 2**attempt)
-    raise AssertionError("the last try returns or raises")
+            if time.monotonic() > deadline:
+                raise BusError(
+                    f"append to run '{run}': no answer for {APPEND_FOR_S:.0f} s ({cause}): bring the server back, or"
+                    " most nodes of its cluster, and go on"
+                ) from cause
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+
+def passing(refusal: dict[str, Any]) -> bool:
+    """Whether a refusal says only that the server cannot tell yet: it may be asked the same again."""
+    code = refusal.get("err_code")
+    return refusal.get("code") in _PASSING_STATUS or code in (_NOT_LEADER, _OFFLINE, _IN_FLIGHT, _BATCH_FORGOTTEN)
 
 
 async def _once(line: Line, run: str, drafts: Sequence[Draft], fence: int | None) -> Appended:
@@ -90,6 +106,8 @@ async def _refused(
     present = await line.find(run, _guard(run, drafts) or drafts[0].subject)
     if present is not None:
         return Appended(present, True)
+    if passing(refusal):
+        raise Unanswered(text)
     if code == _WRONG_LAST_SEQUENCE:
         if fence is not None:
             raise FenceMoved(last_number(text))

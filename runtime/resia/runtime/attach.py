@@ -8,12 +8,13 @@ from pathlib import Path
 
 from resia.events.errors import UnknownName, UsageError
 
-from .bus import connect
+from .bus import reach
 from .config import ProcessConfig
 from .logs import configure_logs
+from .permissions import Access
 from .process import serve
 from .roles import ROLE_NAMES
-from .server import Access, running_access
+from .server import running_access
 from .store import Store, require_run
 
 
@@ -21,20 +22,23 @@ async def attach(role: str, store: Store, cache: Path | None, run: str | None, u
     """Serve until interrupted, or until `run` has ended."""
     if role not in ROLE_NAMES:
         raise UnknownName("role", role, ROLE_NAMES)
-    access = Access(store.nats) if store.nats else running_access(store.folder)
+    access = store.access() or running_access(store.folder)
     if access is None:
         raise UsageError(f"no server runs over {store.folder}: start a run there, or name a server with --nats URL")
+    access.require(role)
     user, password = access.login(role)
     if run is not None:
-        await _require(access, run)
+        await _require(access, role, run)
     configure_logs()
     config = ProcessConfig(
         url=access.url,
         user=user,
         password=password,
+        ca=access.ca,
         role=role,
         worker=f"{role}-{socket.gethostname()}-{os.getpid()}",
         blobs=store.folder / "blobs",
+        shared=access.blobs,
         cache=cache,
         run=run,
         unsafe_local=unsafe_local,
@@ -43,8 +47,8 @@ async def attach(role: str, store: Store, cache: Path | None, run: str | None, u
     return 0
 
 
-async def _require(access: Access, run: str) -> None:
-    bus = await connect(access.url, *access.login("user"))
+async def _require(access: Access, role: str, run: str) -> None:
+    bus = await reach(access, role)
     try:
         await require_run(bus, run)
     finally:

@@ -10,10 +10,11 @@ It is longer than other modules since whatever needs the client has to be here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import nats
@@ -28,22 +29,28 @@ from resia.events import Draft, Logged
 from resia.events import subjects as names
 from resia.events.errors import BusError, Tampered, UsageError
 
-from .append import APPEND_TRIES, Unanswered, append
+from .append import APPEND_TRIES, Unanswered, append, passing
 from .append import BATCH_LIMIT as BATCH_LIMIT
 from .bulk import Address, Stored
+from .connecting import refused, target_of
 from .logreader import Arrivals, batches, stored_in_bulk
-from .permissions import SCHEMAS, inbox
-from .protocol import Appended, Heard, RunEntry, logged, position
+from .permissions import SCHEMAS, Access, inbox
+from .protocol import Appended, Heard, Member, RunEntry, logged, position
 
 REGISTRY = "resia-runs"
 ACK_TIMEOUT_S = 10.0
+CLUSTER_ACK_S = 4.0  # the same of a cluster, where an answer that does not come was owed by a leader that is gone
+PATIENCE_S = 45.0  # that long a cluster is asked the same again while nobody leads it
 CONNECT_TIMEOUT_S = 5.0
 WATCH_S = 2.0  # without news of runs, after which all are looked at
 RECONNECTS, RECONNECT_WAIT_S = 150, 0.2  # 30 s without a server, then every call fails
 ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live one says so three times as often
 HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed after two to four of them
 PULL_S = 2.0  # a request for work is made anew this often: a server that came back knows nothing of the old one
+PING_S, PINGS = 1.0, 5  # a server that leaves so many unanswered has stopped, or cannot be reached
 DEFAULT_PORT = 4222
+_TOO_FEW_NODES = (10005, 10074)  # a cluster that lacks some, and a server that is none
+_Answer = TypeVar("_Answer")
 
 
 class Work(NamedTuple):
@@ -68,13 +75,18 @@ class Bus:
     `login` is the user and password to make a further connection with, empty where the server asks for none.
     """
 
-    def __init__(self, client: Client, login: tuple[str, str] = ("", "")) -> None:
+    def __init__(self, client: Client, login: tuple[str, str] = ("", ""), replicas: int = 1) -> None:
         self._client = client
         self._login = login
-        self._js = client.jetstream(timeout=ACK_TIMEOUT_S)
+        self._replicas = replicas
+        self._clustered = bool(client._server_info.get("cluster"))
+        self._ack_s = min(CLUSTER_ACK_S, ACK_TIMEOUT_S) if self._clustered else ACK_TIMEOUT_S
+        self._js = client.jetstream(timeout=self._ack_s)
+        self._watching = asyncio.create_task(_leave_the_silent(client))
 
     async def close(self) -> None:
         """Send what is buffered and disconnect. What has come and was not taken is left: a drain would wait for it."""
+        self._watching.cancel()
         with suppress(nats.errors.Error, asyncio.TimeoutError, OSError):  # the server may have left first
             await self._client.flush(2)
         with suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
@@ -83,9 +95,13 @@ class Bus:
     # -- runs -------------------------------------------------------------------------------------------------
 
     async def create_registry(self) -> None:
-        with _bus_errors("create the registry of runs"):
-            for bucket in (REGISTRY, SCHEMAS):
-                await self._js.create_key_value(api.KeyValueConfig(bucket=bucket, storage=api.StorageType.FILE))
+        for bucket in (REGISTRY, SCHEMAS):
+            await self._answered(
+                "create the registry of runs", partial(self._js.create_key_value, self._bucket(bucket))
+            )
+
+    def _bucket(self, name: str) -> api.KeyValueConfig:
+        return api.KeyValueConfig(bucket=name, storage=api.StorageType.FILE, replicas=self._replicas)
 
     async def create_run(self, run: str, status: str = "active") -> None:
         """The run's stream and its registry entry; UsageError when a run of this name exists.
@@ -109,9 +125,10 @@ class Bus:
             allow_direct=True,
             allow_atomic=True,
             max_age=0,
+            num_replicas=self._replicas,
         )
+        await self._answered(f"create the log of run '{run}'", lambda: self._js.add_stream(config))
         with _bus_errors(f"create the log of run '{run}'"):
-            await self._js.add_stream(config)
             entry = RunEntry(run, names.stream(run), status)
             try:
                 await (await self._registry()).create(run, msgspec.json.encode(entry))
@@ -121,32 +138,47 @@ class Bus:
                 ) from None
 
     async def find_run(self, run: str) -> RunEntry | None:
-        with _bus_errors(f"look up run '{run}'"):
+        async def found() -> RunEntry | None:
             try:
-                found = await (await self._registry()).get(run)
+                entry = await (await self._registry()).get(run)
             except nats.js.errors.KeyNotFoundError:
                 return None
-        return msgspec.json.decode(found.value or b"", type=RunEntry) if found.value else None
+            return msgspec.json.decode(entry.value, type=RunEntry) if entry.value else None
+
+        return await self._answered(f"look up run '{run}'", found)
 
     async def runs(self) -> list[RunEntry]:
         """Every run in the registry, by name."""
         prefix = f"$KV.{REGISTRY}."
-        with _bus_errors("list the runs"):
-            # The client's own keys() may end before the first key has come.
-            state = (await self._js.stream_info(f"KV_{REGISTRY}", subjects_filter=f"{prefix}>")).state
-            found = [await self.find_run(subject.removeprefix(prefix)) for subject in sorted(state.subjects or {})]
+        # The client's own keys() may end before the first key has come.
+        info = await self._answered(
+            "list the runs", lambda: self._js.stream_info(f"KV_{REGISTRY}", subjects_filter=f"{prefix}>")
+        )
+        subjects = sorted(info.state.subjects or {})
+        found = [await self.find_run(subject.removeprefix(prefix)) for subject in subjects]
         return [entry for entry in found if entry is not None]
 
     async def watch_runs(self) -> AsyncIterator[RunEntry]:
         """Every entry, now and whenever one changes."""
-        with _bus_errors("watch the registry of runs"):
-            watcher = await (await self._registry()).watchall()
-        known: dict[str, RunEntry] = {}
+        watcher, known = await self._watcher(), dict[str, RunEntry]()
         while True:
             for entry in await self._news(watcher):
                 if known.get(entry.run) != entry:
                     known[entry.run] = entry
                     yield entry
+
+    async def _watcher(self) -> KeyValue.KeyWatcher:
+        async def watchall() -> KeyValue.KeyWatcher | None:
+            try:
+                return await (await self._registry()).watchall()
+            except nats.js.errors.NotFoundError:
+                return None
+
+        while True:
+            watcher = await self._answered("watch the registry of runs", watchall)
+            if watcher is not None:
+                return watcher
+            await asyncio.sleep(WATCH_S)  # nobody has begun a run here yet
 
     async def _news(self, watcher: KeyValue.KeyWatcher) -> list[RunEntry]:
         """What the watcher says, or every entry when it says nothing: it may have ended with an earlier server."""
@@ -165,23 +197,26 @@ class Bus:
 
     async def change_entry(self, run: str, **fields: Any) -> None:
         """Set these fields of a run's entry, whatever others set of it meanwhile; a new entry where there is none."""
-        with _bus_errors(f"mark run '{run}'"):
-            registry = await self._registry()
-            for _ in range(APPEND_TRIES):
-                try:
-                    found = await registry.get(run)
-                    entry, revision = msgspec.json.decode(found.value or b"", type=RunEntry), found.revision or 0
-                except nats.js.errors.KeyNotFoundError as none:
-                    # A name that was given back has a revision too.
-                    entry = RunEntry(run, names.stream(run))
-                    revision = getattr(getattr(none, "entry", None), "revision", None) or 0
-                data = msgspec.json.encode(msgspec.structs.replace(entry, **fields))
-                try:
-                    await registry.update(run, data, last=revision)
-                    return
-                except nats.js.errors.KeyWrongLastSequenceError:
-                    continue
-        raise BusError(f"mark run '{run}': others kept changing its entry")
+        if not await self._answered(f"mark run '{run}'", lambda: self._changed(run, fields)):
+            raise BusError(f"mark run '{run}': others kept changing its entry")
+
+    async def _changed(self, run: str, fields: dict[str, Any]) -> bool:
+        registry = await self._registry()
+        for _ in range(APPEND_TRIES):
+            try:
+                found = await registry.get(run)
+                entry, revision = msgspec.json.decode(found.value or b"", type=RunEntry), found.revision or 0
+            except nats.js.errors.KeyNotFoundError as none:
+                # A name that was given back has a revision too.
+                entry = RunEntry(run, names.stream(run))
+                revision = getattr(getattr(none, "entry", None), "revision", None) or 0
+            data = msgspec.json.encode(msgspec.structs.replace(entry, **fields))
+            try:
+                await registry.update(run, data, last=revision)
+                return True
+            except nats.js.errors.KeyWrongLastSequenceError:
+                continue
+        return False
 
     async def set_entry(self, entry: RunEntry) -> None:
         """Write a run's whole entry; the name needs no stream yet."""
@@ -213,15 +248,18 @@ class Bus:
 
     async def seal(self, run: str) -> None:
         """Nothing can be appended any more; needs the admin credential."""
-        with _bus_errors(f"seal run '{run}'"):
+
+        async def sealed() -> None:
             info = await self._js.stream_info(names.stream(run))
             if not info.config.sealed:
                 await self._js.update_stream(info.config.evolve(sealed=True))
 
+        await self._answered(f"seal run '{run}'", sealed)
+
     async def last_sequence(self, run: str) -> int:
         """Number of the last event; Tampered when the stream is not contiguous from 1 or lost messages."""
-        with _bus_errors(f"read the log of run '{run}'"):
-            state = (await self._js.stream_info(names.stream(run))).state
+        what = f"read the log of run '{run}'"
+        state = (await self._answered(what, lambda: self._js.stream_info(names.stream(run)))).state
         if state.messages and state.last_seq != state.messages:
             missing = await self._first_missing(run, state.first_seq)
             raise Tampered(missing, f"it is missing, {state.messages} of {state.last_seq} events are there")
@@ -237,6 +275,37 @@ class Bus:
         found = msgspec.json.decode(reply.data, type=dict)
         lost: list[int] = found["state"].get("deleted") or [first]
         return min(lost)
+
+    async def members(self, run: str | None = None) -> list[Member]:
+        """The servers that hold the log of `run` (None: the registry of runs), its leader first; empty where one
+        server stands alone, or no run was begun yet."""
+        stream = f"KV_{REGISTRY}" if run is None else names.stream(run)
+        with _bus_errors("ask who holds the log", self._clustered):
+            try:
+                cluster = (await self._js.stream_info(stream)).cluster
+            except nats.js.errors.NotFoundError:
+                if run is not None:
+                    raise
+                return []
+        if cluster is None or not cluster.leader:
+            return []
+        others = [
+            Member(peer.name or "", False, bool(peer.current) and not peer.offline) for peer in cluster.replicas or []
+        ]
+        return [Member(cluster.leader, True, True), *others]
+
+    async def _answered(self, what: str, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """What `ask` gives; it must do no harm twice, since a cluster that has no leader is asked again."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with _bus_errors(what, self._clustered):
+                    return await ask()
+            except BusError as cause:
+                impatient = not self._clustered or self._client.is_closed or time.monotonic() > deadline
+                if impatient or not _passes(cause.__cause__):
+                    raise
+            await asyncio.sleep(RECONNECT_WAIT_S)
 
     def _require_open(self, what: str) -> None:
         if self._client.is_closed:
@@ -255,7 +324,7 @@ class Bus:
         `fence` is the sequence of the last decision the caller has folded (0: none); when another decision stands
         there FenceMoved is raised. A lost acknowledgement is retried: the expectations make that safe.
         """
-        return await append(_Line(self._client, self._js), run, drafts, fence)
+        return await append(_Line(self._client, self._js, self._ack_s), run, drafts, fence)
 
     # -- read -------------------------------------------------------------------------------------------------
 
@@ -298,15 +367,17 @@ class Bus:
         """
         config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)
         arrivals = Arrivals[Msg]()
-        with _bus_errors(f"read the log of run '{run}'"):
-            subscription = await self._js.subscribe(
+        subscription = await self._answered(
+            f"read the log of run '{run}'",
+            lambda: self._js.subscribe(
                 ">",  # and not the run's subjects: what is delivered into its stream from elsewhere has a number too
                 stream=names.stream(run),
                 ordered_consumer=True,
                 config=config,
                 cb=arrivals.put,
                 idle_heartbeat=HEARTBEAT_S,
-            )
+            ),
+        )
         try:
             while True:
                 if messages := await arrivals.take():
@@ -333,9 +404,9 @@ class Bus:
             max_deliver=-1,
             max_ack_pending=64,
         )
-        with _bus_errors(f"attach {role} to run '{run}'"):
-            await self._js.add_consumer(stream, config)
-            subscription = await self._js.pull_subscribe_bind(consumer=role, stream=stream)
+        what = f"attach {role} to run '{run}'"
+        await self._answered(what, lambda: self._js.add_consumer(stream, config))
+        subscription = await self._answered(what, lambda: self._js.pull_subscribe_bind(consumer=role, stream=stream))
         try:
             while True:
                 try:
@@ -405,18 +476,21 @@ class Bus:
 MINIMUM_SERVER = (2, 12)
 
 
-async def connect(url: str, user: str = "", password: str = "") -> Bus:
-    """A connected bus; UsageError for an address that is none, BusError with what the server said otherwise."""
-    if not url.startswith(("nats://", "tls://")):
-        raise UsageError(f"'{url[:80]}' is not a server's address: write it as nats://HOST:PORT")
-    scheme, _, rest = url.partition("://")
-    address = f"{scheme}://{rest.rpartition('@')[2]}"  # without a password, for messages
-    in_url = urlsplit(url)
-    if not user and in_url.password is not None:  # the client would send what is written, and not what it stands for
-        user, password = unquote(in_url.username or ""), unquote(in_url.password)
-        url = address
-    options: dict[str, Any] = {"user": user, "password": password} if user else {}
-    options["inbox_prefix"] = inbox(user)
+async def reach(access: Access, role: str) -> Bus:
+    """A bus that is connected as `role`. UsageError when its password is not among those of `access`."""
+    access.require(role)
+    return await connect(access.url, *access.login(role), ca=access.ca, replicas=access.replicas)
+
+
+async def connect(url: str, user: str = "", password: str = "", *, ca: str = "", replicas: int = 1) -> Bus:
+    """A connected bus; UsageError for an address that is none, BusError with what the server said otherwise.
+
+    `url`: one server, or several of a cluster with commas between. `ca`: who signed their certificates. `replicas`:
+    how many servers are to hold each log that is created here.
+    """
+    target = target_of(url, user, password, ca)
+    options: dict[str, Any] = {"user": target.user, "password": target.password} if target.user else {}
+    options |= {"inbox_prefix": inbox(target.user), "tls": target.tls}
     said: list[str] = []
 
     async def on_error(error: Exception) -> None:
@@ -426,27 +500,27 @@ async def connect(url: str, user: str = "", password: str = "") -> Bus:
         # The client retries its first connection as long as a lost one: a person should hear sooner.
         client = await asyncio.wait_for(
             nats.connect(
-                url,
+                list(target.servers),
                 max_reconnect_attempts=RECONNECTS,
                 reconnect_time_wait=RECONNECT_WAIT_S,
+                connect_timeout=CONNECT_TIMEOUT_S / 2,  # time for another, when the first one accepts and is silent
+                ping_interval=PING_S,
+                max_outstanding_pings=PINGS,
                 error_cb=on_error,
                 **options,
             ),
             CONNECT_TIMEOUT_S,
         )
     except (OSError, TimeoutError, ValueError, nats.errors.Error) as cause:
-        why = said[-1] if said else f"{type(cause).__name__} {cause}".strip()
-        raise BusError(
-            f"no event log answers at {address} ({why}): start the server, or check --nats and its user"
-        ) from cause
+        raise BusError(refused(target, said or [f"{type(cause).__name__} {cause}".strip()])) from cause
     version = client.connected_server_version
     if (version.major, version.minor) < MINIMUM_SERVER:
         await client.close()
         found, needed = f"{version.major}.{version.minor}.{version.patch}", ".".join(map(str, MINIMUM_SERVER))
         raise BusError(
-            f"the server at {address} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it"
+            f"the server at {target.address} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it"
         )
-    return Bus(client, (user, password))
+    return Bus(client, (target.user, target.password), replicas)
 
 
 class _Line(NamedTuple):
@@ -454,10 +528,11 @@ class _Line(NamedTuple):
 
     client: Client
     stream: JetStreamContext
+    ack_s: float
 
     async def ask(self, subject: str, data: bytes, fields: dict[str, str]) -> dict[str, Any]:
         with _unanswered():
-            message = await self.client.request(subject, data, timeout=ACK_TIMEOUT_S, headers=fields)
+            message = await self.client.request(subject, data, timeout=self.ack_s, headers=fields)
         return msgspec.json.decode(message.data, type=dict) if message.data else {}
 
     async def send(self, subject: str, data: bytes, fields: dict[str, str]) -> None:
@@ -476,12 +551,31 @@ class _Line(NamedTuple):
         return sequence
 
 
+async def _leave_the_silent(client: Client) -> None:
+    """Break a connection whose server is silent. The client would do so in order, and over TLS wait half a minute for
+    an answer to its farewell before it looked for another server."""
+    while not client.is_closed:
+        await asyncio.sleep(PING_S)
+        line = getattr(client._transport, "_io_writer", None)
+        if client.is_connected and client._pings_outstanding >= PINGS and line is not None:
+            line.transport.abort()
+
+
 @contextmanager
 def _unanswered() -> Iterator[None]:
     try:
         yield
+    except nats.errors.ConnectionClosedError as cause:
+        raise BusError("append: the server went away for good") from cause
     except (TimeoutError, nats.errors.Error) as cause:
         raise Unanswered(f"{type(cause).__name__}: {cause}") from cause
+
+
+def _passes(cause: BaseException | None) -> bool:
+    """Whether a cluster may answer when it is asked again."""
+    if isinstance(cause, nats.js.errors.APIError):
+        return passing({"code": cause.code, "err_code": cause.err_code})
+    return isinstance(cause, TimeoutError | nats.errors.NoRespondersError | nats.js.errors.NoStreamResponseError)
 
 
 def _fact(run: str, message: Msg) -> Logged:
@@ -491,8 +585,9 @@ def _fact(run: str, message: Msg) -> Logged:
 class _bus_errors:  # noqa: N801 - reads as a statement
     """Turn whatever the client raises into BusError with the attempt named."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, clustered: bool = False) -> None:
         self._what = what
+        self._clustered = clustered
 
     def __enter__(self) -> None:
         return None
@@ -500,5 +595,15 @@ class _bus_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: object, cause: BaseException | None, trace: object) -> None:
         if isinstance(cause, nats.js.errors.NotFoundError):
             raise BusError(f"{self._what}: there is no such run on this server") from cause
+        if isinstance(cause, nats.js.errors.APIError) and cause.err_code in _TOO_FEW_NODES:
+            raise BusError(
+                f"{self._what}: fewer nodes are up than it is to have copies ({cause.description}): bring the missing"
+                " ones back, or lower replicas in the login file"
+            ) from cause
+        if self._clustered and _passes(cause):
+            raise BusError(
+                f"{self._what}: the cluster has no leader ({type(cause).__name__}: {cause}): most of its nodes must be"
+                " up, and resia cluster status says which are"
+            ) from cause
         if isinstance(cause, nats.errors.Error | asyncio.TimeoutError | ConnectionError):
             raise BusError(f"{self._what}: {type(cause).__name__}: {cause}") from cause

@@ -16,6 +16,7 @@ import typer
 from resia.events.errors import ResiaError, UsageError
 
 from . import (
+    cli_cluster,
     cli_doctor,
     cli_estimate,
     cli_fork,
@@ -72,6 +73,7 @@ bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=Tr
 app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
 for group in (
+    cli_cluster,
     cli_doctor,
     cli_estimate,
     cli_task,

@@ -15,7 +15,10 @@ STORE = Path(".resia")
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the embedded log, blobs and worker logs.")]
 NatsOption = Annotated[
-    str | None, typer.Option("--nats", help="An external NATS server instead, nats://user:pass@host.")
+    str | None,
+    typer.Option(
+        "--nats", envvar="RESIA_NATS", help="An external NATS server instead: nats://user:pass@host, or a login file."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pulled assets.")]

@@ -30,7 +30,9 @@ PolicyOption = Annotated[
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Everything sampled derives from it.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings as TOML.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value.")]
-WorkersOption = Annotated[list[str] | None, typer.Option("--workers", help="Processes of a role, as task=2.")]
+WorkersOption = Annotated[
+    list[str] | None, typer.Option("--workers", help="Processes of a role, as task=2; none: all elsewhere.")
+]
 
 
 def overrides(chosen: dict[str, Any], sets: list[str] | None) -> list[str]:

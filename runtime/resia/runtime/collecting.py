@@ -17,11 +17,12 @@ from resia.replay.verify import check
 
 from .blobs import Found
 from .bus import Bus
+from .logins import address
 from .marks import digests_in
 from .protocol import IMPORTING, REMOVED
 from .records import Progress, Tally, records
 from .retention import check_archive
-from .store import Store, address, apart, opened
+from .store import Store, apart, opened
 from .streamcopy import streams
 
 GRACE_H = 24.0

@@ -30,9 +30,11 @@ class ProcessConfig(BaseModel):
     url: str
     user: str = ""
     password: str = ""
+    ca: str = ""  # who signed the server's certificate; empty: whom the machine trusts
     role: str
     worker: str
     blobs: Path
+    shared: str = ""  # fsspec URL of the blobs, whose cache `blobs` then is
     cache: Path | None = None
     run: str | None = None  # None: serve every active run
     unsafe_local: bool = False

@@ -15,6 +15,7 @@ def configure_command_logs() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever it is by then
     )
+    _leave_out_farewells()
 
 
 def configure_logs() -> None:
@@ -30,3 +31,9 @@ def configure_logs() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
     )
     logging.getLogger("nats").setLevel(logging.ERROR)
+    _leave_out_farewells()
+
+
+def _leave_out_farewells() -> None:
+    """asyncio warns whenever a connection with TLS ends, since the client's protocol answers as without."""
+    logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from resia.events.errors import UsageError
 from resia.events.subjects import ROLES
 
 READER = "reader"  # who may look and write nothing
@@ -33,11 +34,19 @@ _READ = (
 )
 
 
-class Access(msgspec.Struct, frozen=True):
-    """How to reach a log: address and, by role, user name and password ('admin' beside the roles)."""
+class Access(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to reach a log: address and, by role, user name and password ('admin' beside the roles).
+
+    Of a cluster: `url` lists its servers with commas between, `ca` is the file with the authority that signed their
+    certificates (empty: those that the machine trusts), `replicas` is how many of them hold each new log. `blobs` is
+    an fsspec URL where the blobs are, empty for the folder of the store.
+    """
 
     url: str
     passwords: dict[str, str] = {}
+    ca: str = ""
+    replicas: int = 1
+    blobs: str = ""
 
     @property
     def port(self) -> int:
@@ -48,6 +57,14 @@ class Access(msgspec.Struct, frozen=True):
     def login(self, role: str) -> tuple[str, str]:
         """User and password of `role`; both empty when the server asks for none."""
         return (role, self.passwords[role]) if role in self.passwords else ("", "")
+
+    def require(self, role: str) -> None:
+        """UsageError when the passwords are others' and not that of `role`."""
+        if self.passwords and role not in self.passwords:
+            raise UsageError(
+                f"the login file has no password of '{role}', only of {', '.join(sorted(self.passwords))}: name with"
+                f" --nats the file of {role}"
+            )
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -84,7 +101,7 @@ def server_config(access: Access, port: int, store: Path, grants: Iterable[Grant
             f"  sync_interval: {sync}",
             "}",
             "authorization {",
-            f"  users: {json.dumps(_users(access, grants), indent=2)}",
+            f"  users: {json.dumps(users(access, grants), indent=2)}",
             "}",
             "",
         ]
@@ -99,7 +116,8 @@ def inbox(login: str) -> str:
     return f"_INBOX.{login}" if _TOKEN.fullmatch(login) else "_INBOX"
 
 
-def _users(access: Access, grants: Iterable[Grant]) -> list[dict[str, Any]]:
+def users(access: Access, grants: Iterable[Grant] = ()) -> list[dict[str, Any]]:
+    """Every login with what it may publish and hear, as the server's configuration takes it."""
     passwords = access.passwords
     return [
         {"user": "admin", "password": passwords["admin"]},

@@ -7,12 +7,10 @@ import os
 import socket
 import time
 
-from .blobs import DirectoryBlobs
 from .bus import connect
 from .grants import admit
 from .logs import configure_logs
 from .namespaces import register
-from .permissions import Access
 from .plugin import role_of
 from .plugin_find import Found
 from .store import Store, require_run
@@ -22,14 +20,14 @@ from .worker import Clerk, Worker, serve_runs
 async def serve_found(found: Found, store: Store, run: str | None) -> int:
     """Serve until interrupted, or until `run` has ended. WorkerError ends it when the function breaks its contract."""
     declared = found.declared
-    url, user, password = await _login(found, store)
-    bus = await connect(url, user, password)
+    url, user, password, ca = await _login(found, store)
+    bus = await connect(url, user, password, ca=ca)
     try:
         if run is not None:
             await require_run(bus, run)
         await register(bus, found.source, [kind for kind in declared.writes if "_" in kind])
         configure_logs()
-        role = role_of(declared, DirectoryBlobs(store.folder / "blobs"))
+        role = role_of(declared, store.blobs())
         worker = f"{declared.login}-{socket.gethostname()}-{os.getpid()}"
 
         def clerk(name: str) -> Clerk:
@@ -44,10 +42,11 @@ async def serve_found(found: Found, store: Store, run: str | None) -> int:
     return 0
 
 
-async def _login(found: Found, store: Store) -> tuple[str, str, str]:
-    """Address, user and password: those in --nats, or the worker's own on the embedded server of the store."""
-    declared = found.declared
-    if store.nats is not None:
-        return store.nats, *Access(store.nats).login(declared.role)
+async def _login(found: Found, store: Store) -> tuple[str, str, str, str]:
+    """Address, user, password and authority: those in --nats, or the worker's own on the embedded server."""
+    declared, external = found.declared, store.access()
+    if external is not None:
+        external.require(declared.login)
+        return external.url, *external.login(declared.login), external.ca
     access, grant = await asyncio.to_thread(admit, store.folder, declared.role, declared.name, declared.writes)
-    return access.url, grant.login, grant.password
+    return access.url, grant.login, grant.password, access.ca

@@ -14,13 +14,13 @@ import structlog
 
 from resia.events.errors import ResiaError
 
-from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .config import ProcessConfig
 from .logs import configure_logs
 from .ranks import dismiss, follow_rank_0, join, place_here
 from .resources import Resources, package_version
 from .roles import role
+from .shared_blobs import blobs_at
 from .worker import Clerk, Worker, cancelled, serve_runs
 
 STOPPED = 128 + signal.SIGTERM
@@ -42,8 +42,8 @@ def live_publisher(bus: Bus, name: str) -> Callable[[str], Callable[[dict[str, A
 async def serve(config: ProcessConfig) -> None:
     """Serve `config.run`, or every active run."""
     ranks = join(place_here(config.role))
-    bus = await connect(config.url, config.user, config.password)
-    resources = Resources(DirectoryBlobs(config.blobs), config.cache, config.unsafe_local, ranks)
+    bus = await connect(config.url, config.user, config.password, ca=config.ca)
+    resources = Resources(blobs_at(config.blobs, config.shared), config.cache, config.unsafe_local, ranks)
     chosen = role(config.role, resources, live_publisher(bus, config.role))
 
     def clerk(run: str) -> Clerk:

@@ -54,6 +54,14 @@ class RunEntry(msgspec.Struct, frozen=True):
     archive: Archived | None = None
 
 
+class Member(NamedTuple):
+    """A server of a cluster that holds a log. `current`: it is up and has all of it."""
+
+    name: str
+    leads: bool
+    current: bool
+
+
 class Appended(NamedTuple):
     """Where a batch ended: sequence of its last event, and whether it had been there before."""
 

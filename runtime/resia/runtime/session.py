@@ -24,7 +24,7 @@ from resia.events.settings import Split
 from resia.replay.ledger import price
 from resia.replay.state import RunState
 
-from .bus import BATCH_LIMIT, Bus, connect
+from .bus import BATCH_LIMIT, Bus, reach
 from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
@@ -71,8 +71,10 @@ class Session(NamedTuple):
 
 
 def parse_workers(specs: list[str]) -> dict[str, int]:
-    """`task=2` to processes a role; UsageError names what is off."""
+    """`task=2` to processes a role, `none` to none at all: they are elsewhere. UsageError names what is off."""
     chosen = dict(DEFAULT_WORKERS)
+    if specs == ["none"]:
+        return dict.fromkeys(chosen, 0)
     for spec in specs:
         name, mark, count = spec.partition("=")
         if name not in chosen:
@@ -93,7 +95,7 @@ async def launch(session: Session, watch: Watch) -> RunState:
     request = session.request if settings is None else first_event(settings, session.cache)
     session.store.make()
     async with serving(session.store, port=session.port, share=False) as log:
-        bus = await connect(log.access.url, *log.access.login("admin"))
+        bus = await reach(log.access, "admin")
         try:
             await bus.create_registry()
             state = await _attend(bus, log, session, await _begin(bus, session, request), watch)
@@ -286,22 +288,29 @@ async def _guard_server(log: Serving, watch: Watch, check: Callable[[], Awaitabl
 
 def _processes(workers: Mapping[str, int], domain: str) -> dict[str, int]:
     """Processes a role: a run of a domain with kernels has a bench, where nothing else was asked for."""
+    if not any(workers.values()):
+        return dict(workers)
     return {**workers, "kernel-bench": workers.get("kernel-bench", 0) or int(domain in KERNEL_DOMAINS)}
 
 
 def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfig]:
+    processes = _processes(session.workers, domain)
+    for role in (role for role, count in processes.items() if count):
+        access.require(role)
     return [
         ProcessConfig(
             url=access.url,
             user=access.login(role)[0],
             password=access.login(role)[1],
+            ca=access.ca,
             role=role,
             worker=f"{role}-{number}",
             blobs=session.store.folder / "blobs",
+            shared=access.blobs,
             cache=session.cache,
             run=session.run,
             unsafe_local=session.unsafe_local,
         )
-        for role, count in _processes(session.workers, domain).items()
+        for role, count in processes.items()
         for number in range(1, count + 1)
     ]

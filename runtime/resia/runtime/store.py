@@ -12,9 +12,11 @@ from resia.events.ids import sha256
 from resia.events.subjects import check_run
 
 from .blobs import DirectoryBlobs
-from .bus import Bus, connect
+from .bus import Bus, connect, reach
+from .logins import access_to, address
 from .protocol import IMPORTING, REMOVED, RunEntry
 from .server import READER, Access, EmbeddedServer
+from .shared_blobs import blobs_at
 from .snapshots import Snapshots
 from .tenancy import Serving, shared, sole
 from .witness import Witness
@@ -23,10 +25,17 @@ SERVERS = "servers"  # file in the folder: external servers that it was used wit
 
 
 class Store(NamedTuple):
-    """A store folder, or an external server (`nats`) whose blobs are still in the folder."""
+    """A store folder, or an external server whose blobs are still in the folder, or kept there as in a cache.
+
+    `nats` is the server's address or a login file.
+    """
 
     folder: Path
     nats: str | None = None
+
+    def access(self) -> Access | None:
+        """How to reach the external server, None where there is none; UsageError when `nats` does not say."""
+        return None if self.nats is None else access_to(self.nats)
 
     def make(self) -> None:
         """The folder, where there is none yet; UsageError when it cannot be."""
@@ -40,7 +49,8 @@ class Store(NamedTuple):
 
     def blobs(self) -> DirectoryBlobs:
         """The folder's blobs. Of an external server the folder remembers the address: its logs name them too."""
-        blobs = DirectoryBlobs(self.folder / "blobs")
+        access = self.access()
+        blobs = blobs_at(self.folder / "blobs", access.blobs if access else "")
         self._remember()
         return blobs
 
@@ -55,11 +65,16 @@ class Store(NamedTuple):
         return tuple(dict.fromkeys(path.read_text().split())) if path.exists() else ()
 
     def witness(self, run: str) -> Witness:
-        return Witness(self.folder, run, self.nats)
+        return Witness(self.folder, run, self._server())
 
     def snapshots(self) -> Snapshots:
         """States kept so that a long log need not be folded again; those of an external server's runs apart."""
-        return Snapshots(self.folder / "snapshots" / (sha256(self.nats.encode())[:16] if self.nats else "own"))
+        server = self._server()
+        return Snapshots(self.folder / "snapshots" / (sha256(server.encode())[:16] if server else "own"))
+
+    def _server(self) -> str | None:
+        """What is kept about an external server's runs is kept under this name."""
+        return self.nats if self.nats is None or "://" in self.nats else address(self.nats)
 
     @property
     def workers(self) -> Path:
@@ -71,19 +86,14 @@ class Store(NamedTuple):
         return self.folder / "seconds"
 
 
-def address(nats: str) -> str:
-    """A server's address without who asks."""
-    scheme, _, rest = nats.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
-
-
 @asynccontextmanager
 async def serving(
     store: Store, *, port: int | None = None, share: bool = True, gives_up: bool = True
 ) -> AsyncIterator[Serving]:
     """The store's log: the external server, one that runs here or is started now to be shared, or one's own."""
-    if store.nats is not None:
-        yield Serving(Access(store.nats))
+    external = store.access()
+    if external is not None:
+        yield Serving(external)
         return
     async with shared(store.folder, gives_up) if share else sole(store.folder, port) as found:
         yield found
@@ -100,7 +110,7 @@ async def opened(store: Store, *, administrate: bool = False) -> AsyncIterator[B
         raise UsageError(f"there is no store at {store.folder}: name the folder of a run with --store")
     async with serving(store, gives_up=not administrate) as log:
         own = administrate or log.server is not None
-        bus = await connect(log.access.url, *log.access.login("admin" if own else READER))
+        bus = await reach(log.access, "admin" if own else READER)
         try:
             if own:
                 await bus.create_registry()

@@ -1,0 +1,45 @@
+"""Login files: how one role reaches a log, in a file of its own. What `--nats` takes beside a plain address.
+
+A file is the JSON of an `Access` with the passwords that its owner may have, one role's for a worker, all of them for
+who starts runs. A relative `ca` is seen from the file's folder. The files of a cluster are made by `cluster.secrets`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from resia.events.errors import UsageError
+
+from .permissions import Access
+
+
+def access_to(nats: str) -> Access:
+    """What `nats` names, an address or a login file. UsageError for neither."""
+    if "://" in nats:
+        return Access(nats)
+    path = Path(nats)
+    try:
+        access = msgspec.json.decode(path.read_bytes(), type=Access)
+    except FileNotFoundError:
+        raise UsageError(
+            f"'{nats[:80]}' is not a server's address, and there is no login file of that name: write nats://HOST:PORT"
+            " or the path of the file"
+        ) from None
+    except (OSError, msgspec.MsgspecError) as cause:
+        raise UsageError(f"the login file {nats} cannot be read ({cause}): take one of resia cluster init") from None
+    if not access.url or access.replicas < 1:
+        raise UsageError(f"the login file {nats} has no url, or replicas below 1: take one of resia cluster init")
+    ca = str(path.parent.resolve() / access.ca) if access.ca else ""
+    return msgspec.structs.replace(access, ca=ca)
+
+
+def address(nats: str) -> str:
+    """Where a log is, without who asks."""
+    return ",".join(_bare(url) for url in access_to(nats).url.split(","))
+
+
+def _bare(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
