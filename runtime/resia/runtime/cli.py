@@ -17,6 +17,7 @@ from resia.events.errors import ResiaError, UsageError
 
 from . import (
     cli_doctor,
+    cli_endpoints,
     cli_estimate,
     cli_fork,
     cli_kernel,
@@ -83,6 +84,7 @@ for group in (
     cli_policy,
     cli_worker,
     cli_serve,
+    cli_endpoints,
 ):
     group.register(app)
 
