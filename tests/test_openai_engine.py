@@ -20,6 +20,7 @@ from resia.agents.structured import answer_schema, asking_for_json, json_extract
 from resia.events import (
     Candidate,
     EndpointSettings,
+    EngineSettings,
     Message,
     RolloutFailed,
     RolloutRecorded,
@@ -34,6 +35,7 @@ from resia.runtime.engines import harmony
 from resia.runtime.engines.chat_line import Clocks
 from resia.runtime.engines.openai_engine import OpenAiEngine
 
+ENGINE = EngineSettings("openai", "m")
 PROMPT = (Message("system", "s"), Message("user", "u"))
 DRAWN = Sampling(0.7, 20, ("\n",))
 
@@ -42,7 +44,7 @@ def engine(at: Endpoint | str, time: Time | None = None, key: str = KEY, **setti
     time = time or Time()
     url = at if isinstance(at, str) else at.url
     made = EndpointSettings(**{"base_url": url, "concurrency": 1, "retries": 1, **settings})
-    return OpenAiEngine("m", made, key, "d" * 64, Clocks(time.sleep, lambda: time.now, lambda: time.now))
+    return OpenAiEngine(ENGINE, made, key, "d" * 64, Clocks(time.sleep, lambda: time.now, lambda: time.now))
 
 
 def body(text: str | None = "x", finish: str = "stop", usage=(7, 3), message=None, **more) -> Reply:
@@ -102,6 +104,13 @@ def test_the_key_is_in_its_header_and_in_no_answer(header, sent):
         (found,) = ask(made, 1)
     assert there.keys == [sent]
     assert KEY not in found.text + made.manifest.model
+
+
+def test_a_model_that_thinks_has_room_to():
+    with endpoint(body()) as there:
+        made = EndpointSettings(base_url=there.url)
+        ask(OpenAiEngine(EngineSettings("openai", "m", thinking_tokens=500, effort="low"), made, "", "d"), 1)
+    assert (there.heard[0]["max_tokens"], there.heard[0]["reasoning_effort"]) == (520, "low")
 
 
 # -- what is read ------------------------------------------------------------------------------------------------------

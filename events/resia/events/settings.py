@@ -150,12 +150,18 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model answers, and what its tokens depend on beside the seed."""
+    """Which model answers, and what its tokens depend on beside the seed.
+
+    Of a model that thinks before it answers: `thinking_tokens` are its new tokens beside the harness's own limit, and
+    `effort` is how hard it is told to think, empty for its own default.
+    """
 
     kind: Literal["transformers", "openai"] = "transformers"
     model: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 2
+    thinking_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    effort: Literal["", "low", "medium", "high"] = ""
 
 
 class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -112,7 +112,7 @@ class Resources:
     def _engine_of(self, request: RunRequested) -> Engine:
         settings = request.settings
         if settings.engine.kind == "openai":
-            return self._remote(settings.engine.model, msgspec.json.encode(settings.endpoint), request.model_digest)
+            return self._remote(settings.engine, msgspec.json.encode(settings.endpoint), request.model_digest)
         return self._engine(settings.engine, request.model_digest)
 
     def proposer_ports(self, request: RunRequested) -> ProposerPorts:
@@ -223,12 +223,12 @@ class Resources:
 
         return OpenAiChat(settings, endpoint_key(settings))
 
-    def _reach_engine(self, model: str, endpoint: bytes, digest: str) -> Engine:
+    def _reach_engine(self, engine: EngineSettings, endpoint: bytes, digest: str) -> Engine:
         from .endpoint import endpoint_key
         from .engines.openai_engine import OpenAiEngine
 
         settings = msgspec.json.decode(endpoint, type=EndpointSettings)
-        return OpenAiEngine(model, settings, endpoint_key(settings), digest)
+        return OpenAiEngine(engine, settings, endpoint_key(settings), digest)
 
     def _start_sandbox(self) -> ProcessSandbox:
         from .sandbox import ProcessSandbox, SandboxLimits

@@ -20,7 +20,7 @@ import httpx2
 import msgspec
 
 from resia.agents.ports import NO_ROOM, REFUSED, Completion, Sampling
-from resia.events import EndpointSettings, Manifest, Message, Usage
+from resia.events import EndpointSettings, EngineSettings, Manifest, Message, Usage
 from resia.events.errors import ModelError
 
 from . import harmony
@@ -47,21 +47,23 @@ class _Row(NamedTuple):
 
 
 class OpenAiEngine:
-    """Implements `resia.agents.ports.Engine` over the endpoint of `settings`, whose model is called `model`."""
+    """Implements `resia.agents.ports.Engine` over the endpoint of `settings`, whose model is `engine.model`."""
 
     def __init__(
-        self, model: str, settings: EndpointSettings, key: str, digest: str, clocks: Clocks | None = None
+        self, engine: EngineSettings, settings: EndpointSettings, key: str, digest: str, clocks: Clocks | None = None
     ) -> None:
         """`digest` is what the run's first event has in place of that of weights."""
         clocks = clocks or Clocks()
-        self._model, self._settings = model, settings
-        self._line = ChatLine(settings, model, key, clocks)
+        self._engine, self._model, self._settings = engine, engine.model, settings
+        self._line = ChatLine(settings, engine.model, key, clocks)
         limits = settings.requests_per_minute, settings.tokens_per_minute
         self._limit = RateLimit(*limits, clocks.sleep, clocks.clock)
         self._format: str = settings.response_format
         self._held: dict[_Row, Completion] = {}
         self._lock, self._last = threading.Lock(), threading.local()
-        self._manifest = Manifest(model, digest, "", 0, "", version("resia"), endpoint=settings.base_url.rstrip("/"))
+        self._manifest = Manifest(
+            engine.model, digest, "", 0, "", version("resia"), endpoint=settings.base_url.rstrip("/")
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -125,12 +127,16 @@ class OpenAiEngine:
                 self._format = _WEAKER[format_]  # the form is asked for in words as well
 
     def _once(self, client: httpx2.Client, row: _Row, format_: str) -> tuple[Reply, Completion]:
-        room = _prompt_tokens(row) + row.sampling.max_new_tokens
+        room = _prompt_tokens(row) + self._most(row.sampling)
         pace = Pace(lambda: self._limit.take(room), self._limit.hold)
         reply = self._line.ask(self._body(row, format_), pace, client)
         completion = _completion(reply, row)
         self._limit.settle(room, completion.prompt_tokens + completion.completion_tokens)
         return reply, completion
+
+    def _most(self, sampling: Sampling) -> int:
+        """New tokens, those of thought that the endpoint counts too."""
+        return sampling.max_new_tokens + self._engine.thinking_tokens
 
     def _body(self, row: _Row, format_: str) -> dict[str, Any]:
         """The request, with nothing in it that the endpoint does not know."""
@@ -138,7 +144,8 @@ class OpenAiEngine:
         body: dict[str, Any] = {
             "model": self._model,
             "messages": _messages(row),
-            settings.token_field: sampling.max_new_tokens,
+            settings.token_field: self._most(sampling),
+            **({"reasoning_effort": self._engine.effort} if self._engine.effort else {}),
             **settings.extra,
         }
         if settings.temperature:
