@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from resia.events import EndpointSettings
 from resia.events.errors import UnknownName, UsageError
 from resia.runtime import profiles
 from resia.runtime.cli_options import USAGE
@@ -26,6 +28,7 @@ source = "my own"
 currency = "EUR"
 models = { small = { prompt = 1.0, completion = 2.0 } }
 """
+ROOT = Path(__file__).parents[1]
 PROVIDERS = {"openai", "azure", "anthropic", "openrouter", "together", "groq", "mistral", "deepseek"}
 LOCAL = {"vllm", "ollama", "llama-cpp", "resia"}
 
@@ -99,7 +102,7 @@ def test_a_proposer_takes_a_profile_too():
         ("title = ", "cannot be used: Invalid value"),
         ('title = "x"\nabout = ""\n', "missing required field `endpoint`"),
         (OWN.replace("concurrency = 3", "concurrency = 0"), "Expected `int` >= 1 - at `$.concurrency`"),
-        (OWN.replace("concurrency", "concurency"), "unknown field `concurency`"),
+        (OWN.replace("concurrency", "at_once"), "unknown field `at_once`"),
         (OWN.replace("prompt = 1.0", "prompt = -1.0"), "Expected `float` >= 0.0"),
         (OWN.replace("as_of = 2026-01-02", ""), "missing required field `as_of`"),
         (OWN.replace("concurrency = 3", 'answer = "json"'), "sets endpoint.answer, which belongs to a run"),
@@ -163,3 +166,16 @@ def test_the_command_lists_them_and_shows_one_without_its_key(own, say, monkeypa
     assert "prices of 2026-01-02, EUR a million tokens, which change: my own" in out
     code, _, err = say("endpoints", "grok")
     assert (code, err) == (USAGE, "resia: unknown endpoint profile 'grok': did you mean groq?\n")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "endpoints").glob("*.toml")), ids=lambda path: path.stem)
+def test_an_example_is_a_settings_file_that_a_run_takes(path):
+    settings = load_settings(path)
+    check_engine(settings)
+    assert settings.endpoint.profile
+
+
+def test_every_field_is_in_the_documentation():
+    page = (ROOT / "docs" / "endpoints.md").read_text()
+    missing = [name for name in EndpointSettings.__struct_fields__ if f"`{name}`" not in page]
+    assert missing == []
