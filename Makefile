@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Test files run side by side: each wants a core and about 2 GB.
+JOBS ?= 2
 # By the environment, so that pip's isolated build is pinned too.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
@@ -12,7 +14,7 @@ demo: $(STAMP)
 	@$(BIN)/resia demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 chaos: $(STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m chaos

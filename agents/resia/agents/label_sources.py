@@ -17,6 +17,8 @@ def label_parameter(spec: TaskSpec) -> Parameter | None:
     if len(spec.parameters) != 1:
         return None
     (parameter,) = spec.parameters
+    if not parameter.choices:
+        return None
     texts = all(isinstance(choice, str) for choice in parameter.choices)
     return parameter if texts and (parameter.separator or len(parameter.choices) > MANY) else None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from resia.domains.base import Item, TaskSpec
+from resia.domains.base import Item, Parameter, TaskSpec
 from resia.events import Harness, HarnessEdited, Message, RolloutRecorded, Trajectory
 from resia.replay.state import RunState, Trial
 
@@ -194,10 +194,7 @@ def rounded(effect: float) -> float:
 
 
 def _task(spec: TaskSpec) -> str:
-    parameters = [
-        f"- {p.name}: one of {json.dumps(list(p.choices))}, default {json.dumps(p.default)}; {p.doc}"
-        for p in spec.parameters
-    ]
+    parameters = [f"- {p.name}: {_valid(p)}, default {json.dumps(p.default)}; {p.doc}" for p in spec.parameters]
     references = [f"- {r.name}: {json.dumps(r.answer)}; {r.doc}" for r in spec.references]
     steps = f"\nA rollout takes up to {spec.steps} answers, each in the light of what came of those before."
     return "\n".join(
@@ -208,6 +205,12 @@ def _task(spec: TaskSpec) -> str:
             *(["Known answers:", *references] if references else []),
         ]
     )
+
+
+def _valid(parameter: Parameter) -> str:
+    if parameter.code:
+        return "a Python source"
+    return f"one of {json.dumps(list(parameter.choices))}" if parameter.choices else "any text"
 
 
 def _harness(harness: Harness) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from resia.domains.base import Domain, TaskSpec
 from resia.events import (
     HARNESS_MEDIA,
-    Blob,
     Blobs,
     DraftFailed,
     EditFailed,
@@ -18,6 +17,7 @@ from resia.events import (
     HarnessDrafted,
     HarnessEdited,
     RetryPolicy,
+    RolloutRecorded,
     RunRequested,
     SystemPrompt,
     decode_harness,
@@ -26,6 +26,7 @@ from resia.events import (
 from resia.replay.state import RunState
 
 from . import answers, sources
+from .code_sources import block, code_parameter, written
 from .operators import CATALOGUE, SearchView, Seen, applicable
 from .structured import asking_for_json
 
@@ -36,12 +37,22 @@ MAX_NEW_TOKENS = 4096  # the most a retry policy may allow
 
 def first_harness(spec: TaskSpec) -> Harness:
     """Generation 0: the task as the spec words it, the reference implementations, and the plainest code that works."""
-    lines = [" ".join(f"{name}={value}" for name, value in r.answer.items()) for r in spec.references]
-    known = "\n".join(f"{r.name}: {line} ({r.doc})" for r, line in zip(spec.references, lines, strict=True))
+    code = code_parameter(spec)
+    lines = [
+        block(str(r.answer[code.name])) if code else " ".join(f"{name}={value}" for name, value in r.answer.items())
+        for r in spec.references
+    ]
+    known = "\n".join(
+        f"{r.name} ({r.doc}):\n{line}" if code else f"{r.name}: {line} ({r.doc})"
+        for r, line in zip(spec.references, lines, strict=True)
+    )
     return Harness(
         SystemPrompt(f"{spec.instruction.strip()}\nKnown implementations:\n{known}"),
         sources.strict_dispatch(spec),
-        RetryPolicy(max_new_tokens=min(max(len(line.encode()) for line in lines) + SPARE_TOKENS, MAX_NEW_TOKENS)),
+        RetryPolicy(
+            max_new_tokens=min(max(len(line.encode()) for line in lines) + SPARE_TOKENS, MAX_NEW_TOKENS),
+            stop=() if code else RetryPolicy().stop,
+        ),
         sources.strict_extraction(spec),
     )
 
@@ -119,14 +130,11 @@ def search_view(state: RunState, evaluation: str, domain: Domain, blobs: Blobs) 
     """What a proposer may see: prompts, answers and rewards of search rollouts; nothing of other splits, no gold."""
     prompts = {item.id: item.prompt for item in domain.items("search")}
     rollouts = state.evaluations[evaluation].rollouts
-    seen = [
-        Seen(r.item, prompts[r.item], r.answer, r.reward, _last_text(blobs, r.trajectory))
-        for _, r in sorted(rollouts.items())
-        if r.split == "search"
-    ]
+    seen = [_seen(r, prompts[r.item], domain, blobs) for _, r in sorted(rollouts.items()) if r.split == "search"]
     return SearchView(tuple(prompts.values()), tuple(seen))
 
 
-def _last_text(blobs: Blobs, trajectory: Blob) -> str:
-    turns = decode_trajectory(blobs.get(trajectory)).turns
-    return turns[-1].text if turns else ""
+def _seen(rollout: RolloutRecorded, prompt: str, domain: Domain, blobs: Blobs) -> Seen:
+    trajectory = decode_trajectory(blobs.get(rollout.trajectory))
+    text = trajectory.turns[-1].text if trajectory.turns else ""
+    return Seen(rollout.item, prompt, rollout.answer, rollout.reward, text, written(domain.spec, trajectory))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from resia.domains.base import TaskSpec, Value
 
+from .code_sources import code_extraction, code_parameter, code_reading
 from .label_sources import label_extraction, label_parameter, label_reading, label_repair
 
 
@@ -24,6 +25,8 @@ def repairing_dispatch(spec: TaskSpec) -> str:
     """Drops unknown arguments, fills missing ones with their defaults and moves values to the nearest choice."""
     if label := label_parameter(spec):
         return label_repair(spec, label)
+    if code_parameter(spec):
+        return strict_dispatch(spec)  # a program has no nearest one
     choices = {p.name: list(p.choices) for p in spec.parameters}
     defaults = {p.name: p.default for p in spec.parameters}
     return f"""CHOICES = {choices!r}
@@ -50,6 +53,8 @@ def strict_extraction(spec: TaskSpec) -> str:
     """Takes a text that is nothing but name=value pairs of known names, none twice."""
     if label := label_parameter(spec):
         return label_reading(label)
+    if code := code_parameter(spec):
+        return code_reading(code)
     names = [p.name for p in spec.parameters]
     return f"""NAMES = {json.dumps(names)}
 {_VALUE}
@@ -69,6 +74,8 @@ def tolerant_extraction(spec: TaskSpec, last: bool = False) -> str:
     """Finds name=value or name: value pairs anywhere in the text; the first of each name counts, or the last."""
     if label := label_parameter(spec):
         return label_extraction(label)
+    if code := code_parameter(spec):
+        return code_extraction(code, last)
     names = [p.name for p in spec.parameters]
     return f"""import re
 

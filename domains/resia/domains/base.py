@@ -24,7 +24,8 @@ Answer = Mapping[str, Value]
 class Parameter(msgspec.Struct, frozen=True):
     """One argument of the domain's tool: `choices` lists every valid value in order.
 
-    With a `separator` a value is one or several of the choices, texts, joined by it.
+    With a `separator` a value is one or several of the choices, texts, joined by it. Without choices any text is valid;
+    with `code` it is a Python source, which only a sandbox may run.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Parameter(msgspec.Struct, frozen=True):
     default: Value
     doc: str
     separator: str = ""
+    code: bool = False
 
 
 class Reference(msgspec.Struct, frozen=True):

@@ -10,9 +10,12 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from resia.events.ids import sha256
+
 from .base import Answer, Parameter, Value
 
 LARGEST = 2**62  # answers that are told apart by number
+LONGEST = 60_000  # characters of a text that is free
 FEW = 2  # with no more parameters than this, each is moved to several places
 
 
@@ -29,6 +32,8 @@ def parse(parameters: Sequence[Parameter], request: Mapping[str, object]) -> dic
 
 def _checked(parameter: Parameter, request: Mapping[str, object]) -> Value:
     given = request.get(parameter.name, parameter.default)
+    if not parameter.choices:
+        return _text(parameter.name, given)
     for choice in parameter.choices:
         if type(given) is type(choice) and given == choice:
             return choice
@@ -36,9 +41,23 @@ def _checked(parameter: Parameter, request: Mapping[str, object]) -> Value:
     raise ValueError(f"argument '{parameter.name}' is {given!r}: choose one of {choices}")
 
 
+def _text(name: str, given: object) -> str:
+    """A free text without the blanks that say nothing: at the ends of its lines, before it and after it."""
+    if not isinstance(given, str) or "\x00" in given or not given.strip():
+        raise ValueError(f"argument '{name}' is {given!r:.60}: give a text")
+    if len(given) > LONGEST:
+        raise ValueError(f"argument '{name}' has {len(given)} characters: give at most {LONGEST}")
+    return "\n".join(line.rstrip() for line in given.strip("\n").splitlines()).strip("\n") + "\n"
+
+
 def render(parameters: Sequence[Parameter], answer: Answer) -> str:
-    """`name=value` in the order of the parameters, one space between."""
-    return " ".join(f"{parameter.name}={answer[parameter.name]}" for parameter in parameters)
+    """`name=value` in the order of the parameters, one space between; for a free text the SHA-256 of it."""
+    return " ".join(f"{parameter.name}={_written(parameter, answer)}" for parameter in parameters)
+
+
+def _written(parameter: Parameter, answer: Answer) -> Value:
+    value = answer[parameter.name]
+    return value if parameter.choices else sha256(str(value).encode())
 
 
 def defaults(parameters: Sequence[Parameter]) -> dict[str, Value]:

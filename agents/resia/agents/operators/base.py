@@ -12,13 +12,15 @@ from resia.events import Component, Harness
 
 
 class Seen(NamedTuple):
-    """One search rollout as a proposer may see it: the item's prompt, the answer and its reward; never gold."""
+    """One search rollout as a proposer may see it: the item's prompt, the answer and its reward; never gold. `source`
+    is the program, where the answer is one and `answer` only its digest."""
 
     item: str
     prompt: str
     answer: str
     reward: float
     text: str
+    source: str = ""
 
 
 class SearchView(NamedTuple):

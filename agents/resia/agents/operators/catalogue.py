@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resia.agents.code_sources import code_parameter
 from resia.domains.base import Domain
 from resia.events import Harness
 
@@ -33,6 +34,7 @@ assert CATALOGUE.keys() == _FOUND.keys(), "an operator has no place in the order
 
 def applicable(harness: Harness, domain: Domain) -> tuple[str, ...]:
     """Operators that would change `harness` given some rollouts to learn from."""
-    answer = domain.render(domain.spec.references[0].answer)
-    view = SearchView(("item",), (Seen("i", "item", answer, 1.0, answer),))
+    reference, code = domain.spec.references[0].answer, code_parameter(domain.spec)
+    answer, source = domain.render(reference), str(reference[code.name]) if code else ""
+    view = SearchView(("item",), (Seen("i", "item", answer, 1.0, answer, source),))
     return tuple(name for name, op in CATALOGUE.items() if op.edit(harness, domain, view) != harness)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from resia.agents import sources, tool_sources
+from resia.agents.code_sources import code_parameter
 from resia.domains.base import Domain
 from resia.events import Harness
 
@@ -33,7 +34,7 @@ def _classify(harness: Harness, domain: Domain, view: SearchView) -> Harness:
 def _decompose(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     """A dispatch that asks for each unusable argument alone, where the policy lets it ask for all of them."""
     del view
-    if harness.retry_policy.asks < len(domain.spec.parameters):
+    if harness.retry_policy.asks < len(domain.spec.parameters) or code_parameter(domain.spec):
         return harness
     return msgspec.structs.replace(harness, tool_dispatch=tool_sources.asking_dispatch(domain.spec))
 

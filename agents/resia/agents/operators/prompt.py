@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resia.agents.code_sources import CONTRACT, block, code_parameter, spoken
 from resia.domains.base import Domain
 from resia.events import Example, Harness
 
@@ -16,14 +17,13 @@ def _demonstrate_neutral(harness: Harness, domain: Domain, view: SearchView) -> 
         return harness
     answers = domain.spec.neutral_answers[:MAX_EXAMPLES]
     examples = tuple(
-        Example(view.prompts[n % len(view.prompts)], domain.render(answer)) for n, answer in enumerate(answers)
+        Example(view.prompts[n % len(view.prompts)], spoken(domain, answer)) for n, answer in enumerate(answers)
     )
     return with_prompt(harness, examples=examples)
 
 
 def _demonstrate_best(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     """The run's own best scored answers, at most one an item and no answer twice while others are left."""
-    del domain
     best = sorted((s for s in view.rollouts if s.reward > 0), key=lambda s: (-s.reward, s.item, s.answer))
     chosen: list[Seen] = []
     for distinct in (True, False):
@@ -33,14 +33,19 @@ def _demonstrate_best(harness: Harness, domain: Domain, view: SearchView) -> Har
             if len(chosen) < MAX_EXAMPLES and not known_item and not (distinct and known_answer):
                 chosen.append(seen)
     # The best last: a small model copies what stands nearest. A prompt is answered by the first step.
-    examples = tuple(Example(s.prompt, s.answer.partition("\n")[0]) for s in reversed(chosen))
+    examples = tuple(Example(s.prompt, _first_answer(s, domain)) for s in reversed(chosen))
     return with_prompt(harness, examples=examples) if examples else harness
+
+
+def _first_answer(seen: Seen, domain: Domain) -> str:
+    """As the model is to say it: a source is told in full, and its canonical text is only its digest."""
+    return block(seen.source) if code_parameter(domain.spec) else seen.answer.partition("\n")[0]
 
 
 def _format_contract(harness: Harness, domain: Domain, view: SearchView) -> Harness:
     del view
     form = " ".join(f"{p.name}=<{'|'.join(str(c) for c in p.choices)}>" for p in domain.spec.parameters)
-    contract = f"Answer with one line and nothing else: {form}"
+    contract = CONTRACT if code_parameter(domain.spec) else f"Answer with one line and nothing else: {form}"
     if contract in harness.system_prompt.text:
         return harness
     return with_prompt(harness, text=f"{harness.system_prompt.text}\n{contract}")
