@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
+import msgspec
 import pytest
 from chat_given import KEY, KEY_MARK, Endpoint, Reply, endpoint, failing, saying
 from scripted import GOOD, ScriptedEngine, Tape, confined, ports, small_domain
@@ -17,6 +18,7 @@ from resia.agents.ports import NO_ROOM, REFUSED, Sampling
 from resia.agents.proposing import first_harness
 from resia.agents.rollout import sample_shard
 from resia.agents.structured import answer_schema, asking_for_json, json_extraction
+from resia.domains.base import Parameter
 from resia.events import (
     Candidate,
     EndpointSettings,
@@ -231,6 +233,13 @@ def test_the_schema_names_every_argument_and_its_choices():
     assert list(schema["properties"]) == schema["required"] == [p.name for p in spec.parameters]
     assert schema["properties"]["knn"] == {"type": "integer", "enum": list(spec.parameters[0].choices)}
     assert schema["additionalProperties"] is False
+
+
+def test_a_program_is_any_text():
+    spec = msgspec.structs.replace(
+        small_domain().spec, parameters=(Parameter("source", (), "", "a program", code=True),)
+    )
+    assert json.loads(answer_schema(spec))["properties"] == {"source": {"type": "string"}}
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
