@@ -84,7 +84,7 @@ class Endpoint:
 def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            key = self.headers.get("authorization")
+            key = self.headers.get("authorization") or self.headers.get("api-key")
             reply = endpoint.take(self.path, key, self.rfile.read(int(self.headers["content-length"])))
             if reply is SILENCE:
                 endpoint.wait_for_the_end()

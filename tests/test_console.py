@@ -7,9 +7,10 @@ import io
 import msgspec
 import pytest
 from rich.console import Console
+from scripted import Tape
 
 from histories import World, play, run_request
-from resia.events import DecisionMade, EvaluationCompleted, Skipped, StepTrained, TrainingFailed
+from resia.events import DecisionMade, EvaluationCompleted, RolloutFailed, Skipped, StepTrained, TrainingFailed
 from resia.replay.fold import evolve, fold
 from resia.replay.report import rows, summary
 from resia.replay.state import RunState
@@ -44,6 +45,16 @@ def feed(shown: View, facts=HISTORY.facts, state: RunState | None = None) -> Run
 def upto(kind: type, last: bool = False):
     numbers = [n for n, fact in enumerate(HISTORY.facts) if isinstance(fact.event, kind)]
     return HISTORY.facts[: numbers[-1 if last else 0] + 1]
+
+
+def test_why_rollouts_were_lost_is_said_once():
+    shown, sink = view(terminal=False)
+    why = ("model m at http://x answered HTTP 401: the key is not taken", HOSTILE)
+    lost = [RolloutFailed("e", "candidate", 0, "search", "s0", n, error) for n in range(3) for error in why]
+    tape = Tape()
+    feed(shown, tape.add(run_request(), *lost))
+    assert sink.getvalue().count(f"rollouts are lost to infrastructure: {why[0]}\n") == 1
+    assert sink.getvalue().count(HOSTILE) == 1
 
 
 def test_plain_lines_tell_every_measurement_and_decision():

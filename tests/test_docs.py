@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from resia.events import NAMES, TYPES
 from resia.events.subjects import ROLES
-from resia.runtime import cli
+from resia.runtime import cli, profiles
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.cli_options import BUDGET, DONE, FAILED, INTERRUPTED, USAGE
 from resia.runtime.resources import Resources
@@ -21,7 +22,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WORDS = [*PAGES, *(p for p in sorted((ROOT / "examples").rglob("*")) if p.suffix in {".py", ".toml", ".md"})]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 GROUPS = ("assets", "bench", "cluster", "kernel", "policy", "task", "worker")
-KNOWN_HOSTS = {"localhost:8080", "keepachangelog.com", "semver.org", "arxiv.org"}
+# The pages' own, and those that a bundled profile names.
+KNOWN_HOSTS = {"localhost:8080", "keepachangelog.com", "semver.org", "arxiv.org"} | {
+    urlsplit(found.settings.base_url or found.form).netloc
+    for found in (profiles.profile(str(path)) for path in profiles.BUNDLED.glob("*.toml"))
+}
 NO_ONE = "nobody yet"
 
 

@@ -10,6 +10,7 @@ import pytest
 from histories import WORLD, World, play, run_request
 from resia.domains.registry import load_domain
 from resia.events import (
+    EngineSettings,
     EvaluationRequested,
     Price,
     PriceSettings,
@@ -159,3 +160,12 @@ def test_money_follows_the_prices():
     assert found.run.money_most > found.run.money > 0
     capped = estimate(loop(settings(price=price), mode="W", money_budget=1e-6), DOMAIN, past)
     assert capped.run.money_most < found.run.money_most
+
+
+def test_thought_is_in_every_size_and_in_the_most():
+    for most in (True, False):
+        assert first_size(DOMAIN, most, 50).completion == first_size(DOMAIN, most).completion + 50
+    assert widest_size(DOMAIN, 50).completion >= widest_size(DOMAIN).completion + 50
+    made = (settings(), settings(engine=EngineSettings(thinking_tokens=50)))
+    plain, thought = (estimate(one, DOMAIN, Past()).run for one in made)
+    assert thought.tokens_most > plain.tokens_most

@@ -19,6 +19,7 @@ from resia.trainers.memory import ATTENTION, DENSE, EXPERTS, Shape, shape_of
 from resia.trainers.packing import pad
 from resia.trainers.policy import Policy
 from resia.trainers.rounds import train_round
+from resia.trainers.serving_plan import H100, H200, decode_seconds, experts_read, longest, served, update_seconds
 
 torch = pytest.importorskip("torch")
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402 - heavy
@@ -261,7 +262,57 @@ def figures() -> dict[str, str]:
             for tokens in (1024, 4096):
                 needed = memory.rank_bytes(shape, 32, ATTENTION, tokens, ranks)
                 found[f"{name} over {ranks} with {tokens}"] = gigabytes(needed)
+    return found | rows_of_the_plan()
+
+
+def rows_of_the_plan() -> dict[str, str]:
+    """The table rows of the serving and training plan of gpt-oss-120b."""
+    shape, found = large(), {}
+    for card in (H100, H200):
+        for cards in (1, 2, 8):
+            held = served(shape, card, cards, 4096)
+            long = served(shape, card, cards, 131072).sequences
+            speeds = [
+                f"{size / decode_seconds(shape, card, cards, size, 4096):,.0f}" if size <= held.sequences else "-"
+                for size in (1, 16, 128)
+            ]
+            cells = [gigabytes(held.weights), gigabytes(held.left), f"{held.sequences:,}", f"{long:,}", *speeds]
+            found[f"serving on {cards} {card.name}"] = f"| {cards} {card.name} | {' | '.join(cells)} |"
+            fits, spent = longest(shape, card, cards), update_seconds(shape, card, cards, 128, 1024)
+            times = [f"{spent.computing:.1f} s", f"{spent.gathering:.1f} s"] if fits >= 1024 else ["-", "-"]
+            cells = [f"{fits:,}" if fits else "does not fit", *times]
+            found[f"training on {cards} {card.name}"] = f"| {cards} {card.name} | {' | '.join(cells)} |"
+    held = memory.memory_of(shape, 32, ATTENTION, 1024, checkpointed=True)
+    spread = memory.spread_bytes(shape, 2) + 2 * memory.layer_bytes(shape)
+    found["two cards, activations made again"] = gigabytes(held.total - held.weights + spread)
     return found
+
+
+def test_experts_that_a_batch_meets_are_those_of_a_draw():
+    shape, draw = medium(), torch.Generator().manual_seed(0)
+    for size in (1, 8, 40):
+        chosen = torch.rand(2000, size, shape.experts, generator=draw).topk(shape.active, -1).indices
+        met = torch.zeros(2000, shape.experts).scatter_(1, chosen.flatten(1), 1.0).sum(1).mean().item()
+        assert experts_read(shape, size) == pytest.approx(met, rel=0.01)
+
+
+def test_one_token_of_one_sequence_reads_what_it_goes_through():
+    """On a card without latency or arithmetic: bytes over bandwidth, its experts packed."""
+    shape = large()
+    counted = memory.parameters(shape)
+    packed = counted.expert_weights // shape.experts * shape.active * memory.MXFP4
+    plain = 2 * (counted.rest - shape.vocabulary * shape.hidden)
+    seconds = (packed + plain + memory.cache_bytes(shape, 4096)) / H100.bandwidth
+    assert decode_seconds(shape, H100, 1, 1, 4096) == pytest.approx(seconds)
+
+
+def test_more_cards_never_take_longer_or_hold_less():
+    shape = large()
+    for card in (H100, H200):
+        for few, many in ((1, 2), (2, 8)):
+            assert served(shape, card, few, 4096).sequences < served(shape, card, many, 4096).sequences
+            assert decode_seconds(shape, card, few, 16, 4096) > decode_seconds(shape, card, many, 16, 4096)
+            assert longest(shape, card, few) <= longest(shape, card, many)
 
 
 @pytest.mark.parametrize(("name", "figure"), figures().items())

@@ -11,7 +11,7 @@ from chat_given import ASKED, KEY, KEY_MARK, SILENCE, Endpoint, Reply, endpoint,
 
 from resia.events import Message
 from resia.events.errors import EndpointRefused, ModelError
-from resia.runtime.engines import openai_chat
+from resia.runtime.engines import chat_line
 from resia.runtime.engines.openai_chat import OpenAiChat
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -186,7 +186,7 @@ def test_a_reply_that_trickles_ends_with_its_time():
 
 
 def test_a_reply_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(openai_chat, "MAX_REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr(chat_line, "MAX_REPLY_BYTES", 1 << 20)
     with endpoint(saying("x" * (2 << 20)), saying("good")) as there:
         assert client(there)[0].complete(ASKED).failures == ("a reply of more than 1 MB",)
 

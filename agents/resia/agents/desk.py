@@ -34,11 +34,13 @@ class Shard(NamedTuple):
     bench: Bench | None = None  # judges the answers of a domain that does not score them itself
 
 
-def sample(shard: Shard, messages: Sequence[Sequence[Message]], seeds: Sequence[int], greedy: bool) -> list[Completion]:
+def sample(
+    shard: Shard, messages: Sequence[Sequence[Message]], seeds: Sequence[int], greedy: bool, schema: str = ""
+) -> list[Completion]:
     """Completions by the harness's policy; an engine that fails is asked once more before the shard is given up."""
     event, harness, _, ports, hear, _ = shard
     policy = harness.retry_policy
-    sampling = Sampling(0.0 if greedy else policy.temperature, policy.max_new_tokens, policy.stop)
+    sampling = Sampling(0.0 if greedy else policy.temperature, policy.max_new_tokens, policy.stop, schema)
     adapter = ports.blobs.path(event.candidate.adapter) if event.candidate.adapter else None
     for left in reversed(range(ENGINE_TRIES)):
         try:
@@ -122,8 +124,8 @@ class Desk:
         message = Message("user", prompt[:TEXT_LIMIT])
         (reply,) = sample(self._shard, [(message,)], [seed_for(self._seed, before)], self._slot.greedy)
         if reply.finish == NO_ROOM:
-            raise ValueError(f"a prompt of {len(reply.prompt_ids)} tokens leaves the model no room for a reply")
-        self._spent = len(reply.prompt_ids), len(reply.token_ids)
+            raise ValueError(f"a prompt of {reply.prompt_tokens} tokens leaves the model no room for a reply")
+        self._spent = reply.prompt_tokens, reply.completion_tokens
         return reply.text.encode(errors="replace").decode()
 
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from resia.domains.base import Domain, Value, following, parsed, rendered
 from resia.events import Failure, Harness, Message, RolloutsRequested, Slot, Split, ToolCall, Turn
 from resia.events.errors import SandboxError
@@ -17,7 +19,8 @@ from resia.events.ids import seed_for
 
 from .desk import DETAIL_CHARS, TEXT_LIMIT, Desk, Shard, questions, sample
 from .perturbing import perturbed, restored
-from .ports import NO_ROOM, Completion, Json
+from .ports import NO_ROOM, REFUSED, Completion, Json
+from .structured import answer_schema
 from .voting import elected, voted_down
 
 OBSERVATION_CHARS = 4_000
@@ -94,7 +97,7 @@ def _taken(shard: Shard, episode: Episode, cast: Sequence[Completion], at: tuple
     """The rollout after one more try, of one completion or of several that vote. Where the dialogue, or the harness's
     first prompt, has outgrown the model's context, it is cut off where it stands."""
     if cast[0].finish == NO_ROOM:  # they have one prompt, so all of them
-        detail = f"{len(cast[0].prompt_ids)} tokens of dialogue leave the model no room for an answer"
+        detail = f"{cast[0].prompt_tokens} tokens of dialogue leave the model no room for an answer"
         return episode._replace(read=Read(None, "truncation", detail), over=True)
     reads = [_read(shard, episode, completion, (*at, vote)) for vote, completion in enumerate(cast)]
     chosen = elected([_ballot(read, shard.domain) for read in reads])
@@ -129,7 +132,8 @@ def _complete(shard: Shard, episodes: Sequence[Episode], at: tuple[int, int, int
     seeds = [_seed(episode.slot.seed, *at) for episode in episodes]
     # A second try or vote samples even where the first was greedy: the same tokens again would say the same.
     greedy = episodes[0].slot.greedy and not any(at[1:])
-    return sample(shard, [episode.messages for episode in episodes], seeds, greedy)
+    schema = answer_schema(shard.domain.spec) if shard.ports.structured else ""
+    return sample(shard, [episode.messages for episode in episodes], seeds, greedy, schema)
 
 
 def _seed(seed: int, move: int, attempt: int, vote: int) -> int:
@@ -184,7 +188,7 @@ def _told(value: Json, episode: Episode, harness: Harness) -> str | None:
 def _failure(completion: Completion) -> Failure:
     """The class of a completion from which nothing could be extracted."""
     lowered = completion.text.lower()
-    if any(phrase in lowered for phrase in _REFUSALS):
+    if completion.finish == REFUSED or any(phrase in lowered for phrase in _REFUSALS):
         return "refusal"
     return "truncation" if completion.finish == "length" else "parse"
 
@@ -211,4 +215,5 @@ def _turn(messages: Sequence[Message], completion: Completion, read: Read) -> Tu
         read.request,
         read.calls,
         read.failure or "",
+        usage=msgspec.UNSET if completion.usage is None else completion.usage,
     )

@@ -9,34 +9,48 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from resia.domains.programs import ProgramRunner, no_programs
-from resia.events import Blobs, Event, Manifest, Message
+from resia.events import Blobs, Event, Manifest, Message, Usage
 from resia.replay.state import RunState
 
 Json = Any
 T = TypeVar("T")
-NO_ROOM = "context"
+NO_ROOM, REFUSED = "context", "refusal"
 PROGRAMS = "; programs: "  # between the tier of harness code and that of answers which are programs
 Tool = Callable[[dict[str, Json]], Json]
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are drawn. `temperature` 0 is greedy; `stop` strings end a completion and are not part of it."""
+    """How tokens are drawn. `temperature` 0 is greedy; `stop` strings end a completion and are not part of it.
+
+    `schema` is JSON Schema that the text should obey, empty for none; an engine that cannot is free to pass it over.
+    """
 
     temperature: float
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    schema: str = ""
 
 
 class Completion(msgspec.Struct, frozen=True):
     """One completion. `token_ids` include the token that stopped it; `logprobs` (same length, natural log) are of
-    softmax(logits / temperature), at temperature 1 when greedy. `finish` is stop, length, or context: the prompt leaves
-    no room for as many new tokens as were asked for, and nothing was sampled."""
+    softmax(logits / temperature), at temperature 1 when greedy. `finish` is stop, length, refusal (an endpoint withheld
+    the answer), or context: the prompt leaves no room for so many new tokens, and nothing was sampled. `usage` are the
+    counts of an endpoint that need not give ids."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finish: str
+    usage: Usage | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids) if self.usage is None else self.usage.prompt
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids) if self.usage is None else self.usage.completion
 
 
 class Engine(Protocol):
@@ -126,7 +140,7 @@ class Line(Protocol):
 class AgentPorts(NamedTuple):
     """All that the agents' `perform` may touch. `clock` is monotonic seconds; `live` publishes progress that no log
     keeps; `line` is there where a domain's answers are judged by another role, `programs` is asked for only where they
-    are programs."""
+    are programs; `structured`: the engine is asked for answers as JSON objects."""
 
     engine: Callable[[], Engine]
     sandbox: Callable[[], Sandbox]
@@ -135,3 +149,4 @@ class AgentPorts(NamedTuple):
     live: Callable[[dict[str, Json]], None]
     line: Line | None = None
     programs: Callable[[], ProgramRunner] = no_programs
+    structured: bool = False

@@ -29,6 +29,7 @@ from resia.replay.state import RunState
 from . import answers, sources
 from .code_sources import block, code_parameter, written
 from .operators import CATALOGUE, SearchView, Seen, applicable
+from .structured import asking_for_json
 
 # No tokenizer needs more than a token a byte: room for the longest known answer, and a little more.
 SPARE_TOKENS = 8
@@ -70,6 +71,8 @@ def draft(fact: Fact, domain: Domain, blobs: Blobs) -> Iterator[list[Event]]:
         yield [DraftFailed(f"domain '{domain.spec.name}' names no reference implementation to start from")]
         return
     harness = first_harness(domain.spec)
+    if fact.event.settings.engine.kind == "openai" and fact.event.settings.endpoint.answer == "json":
+        harness = asking_for_json(harness, domain.spec)
     blob = blobs.put(harness.encoded(), HARNESS_MEDIA)
     rationale = "The task spec's own words, its reference implementations, and strict parsing."
     yield [HarnessDrafted(blob, harness.component_digests(), "operators", rationale, applicable(harness, domain))]

@@ -69,6 +69,7 @@ from .settings import (
     MODES,
     PERTURBATIONS,
     Algorithm,
+    EndpointSettings,
     EngineSettings,
     GateSettings,
     LlmSettings,
@@ -94,7 +95,7 @@ from .training import (
     TrainingFailed,
     TrainingRequested,
 )
-from .trajectory import OUTVOTED, Message, ToolCall, Trajectory, Turn, decode_trajectory
+from .trajectory import OUTVOTED, Message, ToolCall, Trajectory, Turn, Usage, decode_trajectory
 
 __all__ = [
     "ALGORITHMS",
@@ -135,6 +136,7 @@ __all__ = [
     "DraftFailed",
     "EditFailed",
     "EditRequested",
+    "EndpointSettings",
     "EngineSettings",
     "Envelope",
     "EvaluationCompleted",
@@ -201,6 +203,7 @@ __all__ = [
     "TrainingSettings",
     "Trajectory",
     "Turn",
+    "Usage",
     "decode",
     "decode_harness",
     "decode_policy",

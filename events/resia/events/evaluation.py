@@ -100,7 +100,11 @@ class RolloutFailed(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What sampled tokens depend on beside the seeds, and the sandbox tier that ran the harness."""
+    """What sampled tokens depend on beside the seeds, and the sandbox tier that ran the harness.
+
+    Of an endpoint: the model that it said it was (`model`), its URL (`endpoint`) and the fingerprints that it gave of
+    itself in the last batch (`fingerprint`); `model_digest` is of URL and name, as nobody here has its weights.
+    """
 
     model: str
     model_digest: str
@@ -109,6 +113,8 @@ class Manifest(msgspec.Struct, frozen=True):
     instruction_set: str
     package: str
     sandbox_tier: str = ""
+    endpoint: str = ""
+    fingerprint: str = ""
 
 
 class ShardSampled(msgspec.Struct, frozen=True):

@@ -150,12 +150,18 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model answers, and what its tokens depend on beside the seed."""
+    """Which model answers, and what its tokens depend on beside the seed.
 
-    kind: Literal["transformers"] = "transformers"
+    Of a model that thinks before it answers: `thinking_tokens` are its new tokens beside the harness's own limit, and
+    `effort` is how hard it is told to think, empty for its own default.
+    """
+
+    kind: Literal["transformers", "openai"] = "transformers"
     model: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 2
+    thinking_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    effort: Literal["", "low", "medium", "high"] = ""
 
 
 class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,8 +170,10 @@ class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `key_env` names the environment variable that holds the key, empty for none; the key itself stands nowhere.
     `prompt_tokens` bounds what the model is shown, `max_tokens` a reply, under the name `token_field` that the endpoint
     knows. `tries` replies are asked for until one is valid; a request that fails is sent again `retries` times.
+    `profile` names where the fields came from that no person gave.
     """
 
+    profile: str = ""
     base_url: str = ""
     model: str = ""
     key_env: str = ""
@@ -176,6 +184,38 @@ class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tries: Annotated[int, Meta(ge=1, le=10)] = 3
     timeout_s: Rate = 120.0
     retries: Annotated[int, Meta(ge=0, le=20)] = 4
+
+
+class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The endpoint that rollouts are sampled from with `engine.kind` openai; `engine.model` is its name of the model.
+
+    `profile` names where the fields came from that no person gave (docs/endpoints.md); all of them stand here, so the
+    log needs no file. `key_env` and `token_field` are as in LlmSettings; the key goes into the header `key_header`.
+    `seed_field`, `stops` (how many stop strings it takes) and `blank_stops` (of white space alone), `temperature` and
+    `max_temperature`, `logprobs` ("ids": with token ids, as vLLM gives them) and `response_format` say what it knows:
+    what it does not is not sent. `answer` "json" asks for the answer as an object. `concurrency` requests go at once;
+    the limits are of one process, 0 for none. `extra` goes into each request as it is.
+    """
+
+    profile: str = ""
+    base_url: str = ""
+    key_env: str = ""
+    key_header: Literal["authorization", "api-key"] = "authorization"
+    token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    seed_field: Literal["seed", "random_seed", "none"] = "seed"
+    stops: Count = 4
+    blank_stops: bool = True
+    temperature: bool = True
+    max_temperature: Annotated[float, Meta(gt=0.0, le=2.0)] = 2.0
+    logprobs: Literal["none", "values", "ids"] = "none"
+    response_format: Literal["none", "json_object", "json_schema"] = "none"
+    answer: Literal["text", "json"] = "text"
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 8
+    requests_per_minute: Count = 0
+    tokens_per_minute: Count = 0
+    timeout_s: Rate = 120.0
+    retries: Annotated[int, Meta(ge=0, le=20)] = 4
+    extra: dict[str, str | int | float | bool] = {}
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -208,6 +248,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: TrainingSettings = TrainingSettings()
     engine: EngineSettings = EngineSettings()
     llm: LlmSettings = LlmSettings()
+    endpoint: EndpointSettings = EndpointSettings()
     price: PriceSettings = PriceSettings()
 
     def digest(self) -> str:

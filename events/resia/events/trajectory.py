@@ -27,6 +27,14 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
 OUTVOTED = "outvoted"
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one model call as its endpoint counts them, `estimated` from bytes where it does not."""
+
+    prompt: int
+    completion: int
+    estimated: bool = False
+
+
 class Turn(msgspec.Struct, frozen=True):
     """One model call and what followed from it.
 
@@ -35,7 +43,8 @@ class Turn(msgspec.Struct, frozen=True):
     trainer divides its logits by the same temperature before it takes an importance ratio; greedy turns
     (temperature 0) hold them at temperature 1. `reward` is earned on the last token of the turn. `failure` is the class
     of what could not be used, empty where it could; OUTVOTED, and then the class, where another completion of the same
-    try was elected.
+    try was elected. `usage` is there where an endpoint counted the tokens and may have given no ids; log-probabilities
+    are then as it gave them, one a token, or none. A turn without it has the bytes that it had before there were any.
     """
 
     messages: tuple[Message, ...]
@@ -43,21 +52,24 @@ class Turn(msgspec.Struct, frozen=True):
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
-    finish: str  # stop | length
+    finish: str  # stop | length | refusal: the endpoint withheld the answer
     request: str = ""  # JSON of what was extracted, empty when nothing was
     calls: tuple[ToolCall, ...] = ()
     failure: str = ""
     reward: float = 0.0
+    usage: Usage | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def prompt_tokens(self) -> int:
         """Read by the model for this turn, those of what its dispatch asked among them."""
-        return len(self.prompt_ids) + sum(call.prompt_tokens for call in self.calls)
+        own = self.usage.prompt if isinstance(self.usage, Usage) else len(self.prompt_ids)
+        return own + sum(call.prompt_tokens for call in self.calls)
 
     @property
     def completion_tokens(self) -> int:
         """Sampled for this turn, likewise."""
-        return len(self.completion_ids) + sum(call.completion_tokens for call in self.calls)
+        own = self.usage.completion if isinstance(self.usage, Usage) else len(self.completion_ids)
+        return own + sum(call.completion_tokens for call in self.calls)
 
     @property
     def outvoted(self) -> bool:

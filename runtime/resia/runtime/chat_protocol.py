@@ -67,6 +67,8 @@ class _Request(BaseModel):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
+    return_token_ids: bool | None = None
     top_p: float | None = None
     response_format: dict[str, Any] | None = None
 
@@ -75,7 +77,7 @@ class _Request(BaseModel):
         asked = {
             "tools": bool(self.tools),
             "functions": bool(self.functions),
-            "logprobs": bool(self.logprobs),
+            "top_logprobs": bool(self.top_logprobs),
             "top_p": self.top_p not in (None, 1.0),
             "response_format": (self.response_format or {}).get("type", "text") != "text",
         }
@@ -83,13 +85,15 @@ class _Request(BaseModel):
 
 
 class Asked(NamedTuple):
-    """A request for completions: one prompt, a seed a choice."""
+    """A request for completions: one prompt, a seed a choice. `logprobs` and `ids` of tokens are told where asked."""
 
     model: str
     messages: tuple[Message, ...]
     sampling: Sampling
     seeds: tuple[int, ...]
     stream: bool
+    logprobs: bool = False
+    ids: bool = False
 
 
 def read(body: bytes, drawn_seed: int) -> Asked:
@@ -108,7 +112,8 @@ def read(body: bytes, drawn_seed: int) -> Asked:
     seed = (drawn_seed if request.seed is None else request.seed) % SEEDS
     seeds = (seed, *(seed_for(seed, "choice", n) for n in range(1, request.n or 1)))
     messages = tuple(message.made() for message in request.messages)
-    return Asked(request.model, messages, Sampling(temperature, tokens, stop), seeds, bool(request.stream))
+    sampling, told = Sampling(temperature, tokens, stop), (bool(request.logprobs), bool(request.return_token_ids))
+    return Asked(request.model, messages, sampling, seeds, bool(request.stream), *told)
 
 
 def error(message: str, code: str, status: int) -> bytes:
@@ -124,8 +129,10 @@ def model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "resia"}
 
 
-def completion(id_: str, created: int, name: str, found: Sequence[Completion]) -> dict[str, Any]:
-    """The whole answer, in the order of the choices."""
+def completion(
+    id_: str, created: int, name: str, found: Sequence[Completion], fingerprint: str = "", asked: Asked | None = None
+) -> dict[str, Any]:
+    """The whole answer, in the order of the choices; token ids as vLLM gives them."""
     prompt = len(found[0].prompt_ids)
     said = sum(len(one.token_ids) for one in found)
     return {
@@ -133,17 +140,33 @@ def completion(id_: str, created: int, name: str, found: Sequence[Completion]) -
         "object": "chat.completion",
         "created": created,
         "model": name,
-        "choices": [
-            {"index": n, "message": {"role": "assistant", "content": one.text}, "finish_reason": one.finish}
-            for n, one in enumerate(found)
-        ],
+        "system_fingerprint": fingerprint or None,
+        "choices": [_choice(n, one, asked) for n, one in enumerate(found)],
         "usage": {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said},
+        **({"prompt_token_ids": list(found[0].prompt_ids)} if asked and asked.ids else {}),
+    }
+
+
+def _choice(number: int, one: Completion, asked: Asked | None) -> dict[str, Any]:
+    """A token is named by its id, for the engine tells no text of single tokens. Log-probabilities are of the
+    distribution that was sampled, the temperature in it."""
+    pairs = zip(one.token_ids, one.logprobs, strict=True)
+    empty = {"bytes": None, "top_logprobs": list[Any]()}
+    tokens = [{"token": f"token_id:{t}", "logprob": p, **empty} for t, p in pairs]
+    return {
+        "index": number,
+        "message": {"role": "assistant", "content": one.text},
+        "finish_reason": one.finish,
+        **({"logprobs": {"content": tokens}} if asked and asked.logprobs else {}),
+        **({"token_ids": list(one.token_ids)} if asked and asked.ids else {}),
     }
 
 
 def chunks(whole: dict[str, Any]) -> bytes:
     """The same as server-sent events: each choice in one piece, for the engine tells no text before its end."""
-    head = {key: whole[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    head = {key: whole[key] for key in ("id", "created", "model", "system_fingerprint")} | {
+        "object": "chat.completion.chunk"
+    }
     lines: list[dict[str, Any]] = []
     for choice in whole["choices"]:
         lines.append(head | {"choices": [{"index": choice["index"], "delta": choice["message"]}]})

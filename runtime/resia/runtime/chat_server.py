@@ -21,6 +21,7 @@ import structlog
 
 from resia.agents.ports import NO_ROOM, Completion, Engine
 from resia.events.errors import ModelError, UsageError
+from resia.events.ids import sha256
 
 from .chat_protocol import SEEDS, Asked, Refused, chunks, completion, error, model, models, read
 
@@ -34,11 +35,19 @@ _log = structlog.get_logger()
 
 
 class Served(NamedTuple):
-    """What answers: an engine, LoRA weights over it (None: the base), and the name that clients call it by."""
+    """What answers: an engine, LoRA weights over it (None: the base), and the name that clients call it by.
+
+    `fingerprint` tells apart what answers under one name."""
 
     engine: Engine
     adapter: Path | None
     name: str
+
+    @property
+    def fingerprint(self) -> str:
+        manifest = self.engine.manifest
+        weights = sha256(self.adapter.read_bytes()) if self.adapter is not None and self.adapter.is_file() else ""
+        return f"fp_{sha256(f'{manifest.model_digest} {manifest.dtype} {manifest.package} {weights}'.encode())[:12]}"
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -49,6 +58,7 @@ class ChatServer(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, served: Served) -> None:
         self.served, self.created, self._host = served, int(time.time()), host
+        self.fingerprint = served.fingerprint
         self.waiting, self._sampling = threading.BoundedSemaphore(WAITING), threading.Lock()
         try:
             super().__init__((host, port), _Handler)
@@ -117,7 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.server.sample(asked)
         finally:
             self.server.waiting.release()
-        whole = completion(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), name, found)
+        whole = completion(
+            f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), name, found, self.server.fingerprint, asked
+        )
         if asked.stream:
             self._answer(200, chunks(whole), "text/event-stream")
         else:

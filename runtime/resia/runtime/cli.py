@@ -18,6 +18,7 @@ from resia.events.errors import ResiaError, UsageError
 from . import (
     cli_cluster,
     cli_doctor,
+    cli_endpoints,
     cli_estimate,
     cli_fork,
     cli_kernel,
@@ -85,6 +86,7 @@ for group in (
     cli_policy,
     cli_worker,
     cli_serve,
+    cli_endpoints,
 ):
     group.register(app)
 

@@ -44,11 +44,28 @@ def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSet
     """Settings from `base` (None: those of a new run), then the TOML file, then `section.key=value` overrides;
     UsageError names what is off."""
     tree: dict[str, Any] = msgspec.to_builtins(base or NEW_RUN)
-    if path is not None:
-        _merge(tree, _read(path), str(path))
-    for override in overrides:
-        _merge(tree, _override(override), f"--set {override}")
+    changes = [(_read(path), str(path))] if path is not None else []
+    changes += [(_override(override), f"--set {override}") for override in overrides]
+    for section in ("endpoint", "llm"):
+        _lay_profile(tree, section, [change for change, _ in changes])
+    for change, source in changes:
+        _merge(tree, change, source)
     return checked(tree)
+
+
+def _lay_profile(tree: dict[str, Any], section: str, changes: Sequence[dict[str, Any]]) -> None:
+    """Put the profile that `changes` name last in `section` over `tree`, under them; its short name is recorded."""
+    named = [c[section] for c in changes if isinstance(c.get(section), dict) and c[section].get("profile")]
+    if not named:
+        return
+    from .profiles import underlay
+
+    name = str(named[-1]["profile"])
+    prices = [c["price"] for c in changes if isinstance(c.get("price"), dict)]
+    currency = next((str(price["currency"]) for price in reversed(prices) if "currency" in price), None)
+    _merge(tree, underlay(section, name, currency), f"profile {name}")
+    for one in named:
+        one["profile"] = Path(name).stem
 
 
 def checked(tree: Mapping[str, Any]) -> RunSettings:

@@ -23,6 +23,7 @@ from resia.events import (
     DecisionMade,
     EvaluationCompleted,
     Logged,
+    RolloutFailed,
     RoundTrained,
     Skipped,
     StepTrained,
@@ -51,6 +52,7 @@ class View:
         self._steps: list[StepTrained] = []
         self._round: dict[str, Any] = {}
         self._notes: list[str] = []
+        self._lost: set[str] = set()
 
     def watch(self) -> Watch:
         return Watch(self.fact, self.live, self.died, self.started)
@@ -74,6 +76,9 @@ class View:
             self._steps, self._round = [], {}
         if isinstance(event, EvaluationCompleted):
             self._sampling = {}
+        if isinstance(event, RolloutFailed) and event.error not in self._lost:
+            self._lost.add(event.error)  # a shard loses all of its rollouts for one reason, which is said once
+            self.note(f"rollouts are lost to infrastructure: {event.error}")
         line = _line(event)
         if line:
             self.note(line)

@@ -95,9 +95,10 @@ class _Plan(NamedTuple):
 def estimate(settings: RunSettings, domain: Domain, past: Past) -> Estimate:
     """The needs of a run under `settings` on `domain`, by what `past` runs measured."""
     items = {split: len(domain.items(split)) for split in SPLITS}
-    first, edits = first_size(domain, most=True), settings.loop.mode in ("H", "W+H")
-    expected = past.size or first_size(domain, most=False)
-    sizes = _Sizes(expected, first, widest_size(domain) if edits else first)
+    thought = settings.engine.thinking_tokens
+    first, edits = first_size(domain, True, thought), settings.loop.mode in ("H", "W+H")
+    expected = past.size or first_size(domain, False, thought)
+    sizes = _Sizes(expected, first, widest_size(domain, thought) if edits else first)
     probed = set(offered(domain)) & set(settings.gate.probes.on) if settings.loop.mode not in BASELINES else ()
     made = _Plan(settings, items, sizes, past, len(probed))
     trains = settings.loop.mode in ("W", "W+H")

@@ -209,6 +209,8 @@ def _request(moment: Moment, settings: RunSettings, cache: Path | None) -> RunRe
             if settings.domain_options != was.settings.domain_options
             else f"the data of domain '{settings.domain}' are not what run '{run}' began with: restore them to fork it"
         )
+    if "openai" in (settings.engine.kind, was.settings.engine.kind) and request.model_digest != was.model_digest:
+        raise UsageError(_fixed("engine.kind, engine.model or endpoint.base_url", run))
     if request.model_digest != was.model_digest:
         raise UsageError(
             _fixed("engine.model", run)

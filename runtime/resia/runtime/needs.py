@@ -93,28 +93,28 @@ def _group_size(settings: RunSettings, algorithm: Algorithm, most: bool) -> int:
     return max(settings.training.group_size, asked.get(algorithm, 0))
 
 
-def first_size(domain: Domain, most: bool) -> Size:
+def first_size(domain: Domain, most: bool, thought: int = 0) -> Size:
     """A rollout of generation 0 without a tokenizer: `most` counts a token a byte, which none exceeds, and every try;
-    otherwise about a token for four bytes, and one try a step."""
-    return _size(first_harness(domain.spec), domain, most)
+    otherwise about a token for four bytes, and one try a step. `thought`: tokens before an answer."""
+    return _size(first_harness(domain.spec), domain, most, thought)
 
 
-def widest_size(domain: Domain) -> Size:
+def widest_size(domain: Domain, thought: int = 0) -> Size:
     """The most that a rollout may take once every operator of the catalogue has added what it can."""
     harness, prompts = first_harness(domain.spec), tuple(item.prompt for item in domain.items("search"))
     longest = max((domain.render(r.answer) for r in domain.spec.references), key=len)
     view = SearchView(prompts, tuple(Seen(str(n), p, longest, 1.0, longest) for n, p in enumerate(prompts)))
-    sizes = [_size(harness, domain, True)]
+    sizes = [_size(harness, domain, True, thought)]
     for _ in range(len(CATALOGUE)):  # an operator may be applied again after others: answers are doubled in length
         for operator in CATALOGUE.values():
             edited = operator.edit(harness, domain, view)
-            if _size(edited, domain, True).tokens >= sizes[-1].tokens:
+            if _size(edited, domain, True, thought).tokens >= sizes[-1].tokens:
                 harness = edited
-                sizes.append(_size(harness, domain, True))
+                sizes.append(_size(harness, domain, True, thought))
     return max(sizes, key=lambda size: size.tokens)
 
 
-def _size(harness: Harness, domain: Domain, most: bool) -> Size:
+def _size(harness: Harness, domain: Domain, most: bool, thought: int) -> Size:
     """Of the longest item where `most`, otherwise of the mean one."""
     policy, steps = harness.retry_policy, domain.spec.steps
     items = [item.prompt for split in _SPLITS for item in domain.items(split)]
@@ -124,7 +124,7 @@ def _size(harness: Harness, domain: Domain, most: bool) -> Size:
     said = policy.max_new_tokens + max(len(text.encode()) for text in items) + 2 * TEMPLATE_TOKENS
     grown = said * (steps - 1) / 2
     tries = policy.attempts if most else 1
-    return Size(tries * steps * (prompt + grown), tries * steps * policy.max_new_tokens)
+    return Size(tries * steps * (prompt + grown), tries * steps * (policy.max_new_tokens + thought))
 
 
 def _prompt_tokens(harness: Harness, prompt: str, most: bool) -> float:

@@ -180,6 +180,9 @@ class _Again:
             raise Unsaid("the log names no run before it")
         if request.settings.proposer == "llm" and isinstance(work.outcome.event, PROPOSALS):
             raise Unsaid(f"model {request.settings.llm.model} behind an endpoint proposed it, an outside party")
+        if request.settings.engine.kind == "openai" and isinstance(work.request.event, RolloutsRequested):
+            where = f"model {request.settings.engine.model} at {request.settings.endpoint.base_url}"
+            raise Unsaid(f"{where} sampled it, an outside party: what it said is recorded, and not asked for again")
         if differ := self._differing(request, work.outcome, recorded):
             what = ", ".join(f"{name} {_short(old)} there, {_short(new)} here" for name, (old, new) in differ.items())
             raise Unsaid(f"this machine is not what it was performed on: {what}", differ)

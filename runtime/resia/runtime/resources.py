@@ -21,7 +21,16 @@ from resia.agents.ports import PROGRAMS, AgentPorts, ChatModel, Engine, Proposer
 from resia.domains.base import Domain
 from resia.domains.files import is_file
 from resia.domains.registry import load_domain
-from resia.events import Blobs, EngineSettings, LlmSettings, Manifest, RunRequested, RunSettings, TrainingSettings
+from resia.events import (
+    Blobs,
+    EndpointSettings,
+    EngineSettings,
+    LlmSettings,
+    Manifest,
+    RunRequested,
+    RunSettings,
+    TrainingSettings,
+)
 from resia.events.errors import ResiaError, UsageError
 
 from . import assets
@@ -81,6 +90,7 @@ class Resources:
         self._blobs, self._cache, self._unsafe, self._world = blobs, cache, unsafe_local, world
         self._domains = lru_cache(maxsize=4)(self._load_domain)
         self._engine = lru_cache(maxsize=1)(self._load_engine)
+        self._remote = lru_cache(maxsize=8)(self._reach_engine)
         self._sandbox = lru_cache(maxsize=1)(self._start_sandbox)
         self._programs = lru_cache(maxsize=1)(self._start_programs)
         self._policy = lru_cache(maxsize=1)(self._load_policy)
@@ -94,18 +104,25 @@ class Resources:
 
     def agent_ports(self, request: RunRequested, live: Live) -> AgentPorts:
         return AgentPorts(
-            engine=lambda: self._engine(request.settings.engine, request.model_digest),
+            engine=lambda: self._engine_of(request),
             sandbox=lambda: self._sandbox(),
             blobs=self._blobs,
             clock=time.monotonic,
             live=live,
             programs=self.programs,
+            structured=request.settings.engine.kind == "openai" and request.settings.endpoint.answer == "json",
         )
 
     def programs(self) -> ProgramChamber:
         """Where answers that are programs run. Raises UsageError."""
         with self._starting:
             return self._programs()
+
+    def _engine_of(self, request: RunRequested) -> Engine:
+        settings = request.settings
+        if settings.engine.kind == "openai":
+            return self._remote(settings.engine, msgspec.json.encode(settings.endpoint), request.model_digest)
+        return self._engine(settings.engine, request.model_digest)
 
     def proposer_ports(self, request: RunRequested) -> ProposerPorts:
         return ProposerPorts(lambda: self._chat(request.settings.llm), lambda: self._sandbox(), self._blobs)
@@ -218,6 +235,13 @@ class Resources:
         from .engines.openai_chat import OpenAiChat
 
         return OpenAiChat(settings, endpoint_key(settings))
+
+    def _reach_engine(self, engine: EngineSettings, endpoint: bytes, digest: str) -> Engine:
+        from .endpoint import endpoint_key
+        from .engines.openai_engine import OpenAiEngine
+
+        settings = msgspec.json.decode(endpoint, type=EndpointSettings)
+        return OpenAiEngine(engine, settings, endpoint_key(settings), digest)
 
     def _start_sandbox(self) -> ProcessSandbox:
         from .sandbox import ProcessSandbox, SandboxLimits

@@ -26,7 +26,7 @@ from resia.replay.state import RunState
 
 from .bus import BATCH_LIMIT, Bus, reach
 from .config import ProcessConfig
-from .endpoint import check_proposer
+from .endpoint import check_endpoints, endpoint_digest
 from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
 from .server import Access
 from .stopwatch import forget_seconds, guard_seconds
@@ -119,9 +119,10 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         raise UsageError(f"mode H freezes the weights: leave algorithm {settings.algorithm} out, or take mode W or W+H")
     if settings.algorithm is not None and settings.loop.mode in BASELINES:
         raise UsageError(f"mode {settings.loop.mode} trains nothing: leave algorithm {settings.algorithm} out")
-    check_proposer(settings)
+    check_endpoints(settings)
     _check_prices(settings)
-    folder = model_folder(settings.engine, cache)
+    remote = settings.engine.kind == "openai"
+    weights = endpoint_digest(settings) if remote else model_digest(model_folder(settings.engine, cache))
     settings = msgspec.structs.replace(settings, domain=recorded_name(settings.domain))
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
@@ -147,7 +148,7 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         settings,
         settings.digest(),
         domain.digest,
-        model_digest(folder),
+        weights,
         items,
         FEASIBLE,
         domain.spec.objective,
@@ -210,7 +211,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     await witness.check(bus, session.run)
     async for fact in bus.read(session.run):
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
-            check_proposer(fact.event.settings)
+            check_endpoints(fact.event.settings)
             return fact.event.settings
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 

@@ -21,9 +21,17 @@ PREFILL_TOKENS = 2048  # at most this many tokens go through the model at once, 
 class Decoding:
     """Rows of one batch in flight. `rows` are their places in the original batch; `logits_B_V` predict what is next."""
 
-    def __init__(self, model: Any, prefix: Prefix | None, suffixes: Sequence[list[int]], max_new_tokens: int) -> None:
-        """Prefill `suffixes`, each of at least one token, after `prefix`."""
-        self._model = model
+    def __init__(
+        self,
+        model: Any,
+        prefix: Prefix | None,
+        suffixes: Sequence[list[int]],
+        max_new_tokens: int,
+        window: int | None = None,
+    ) -> None:
+        """Prefill `suffixes`, each of at least one token, after `prefix`. With a `window`, the tokens that a layer of
+        sliding attention looks back, itself included, there is no prefix: the model's own attention runs."""
+        self._model, self._window = model, window
         self._prefix = prefix
         prefix_length = prefix[0][0].shape[1] if prefix else 0
         unique = list(dict.fromkeys(map(tuple, suffixes)))
@@ -50,7 +58,7 @@ class Decoding:
         for rows in torch.arange(U).split(size):
             seen = causal & (torch.arange(S) >= padding[rows, None])[:, None, :]
             cache = DynamicCache()
-            parts.append((cache, self._forward(tokens[rows], positions[rows], self._additive(seen[:, None]), cache)))
+            parts.append((cache, self._forward(tokens[rows], positions[rows], self._masks(seen[:, None]), cache)))
         self._cache = parts[0][0]
         for at, layer in enumerate(self._cache.layers if len(parts) > 1 else ()):
             layer.keys = torch.cat([part.layers[at].keys for part, _ in parts])
@@ -62,7 +70,8 @@ class Decoding:
         self._positions_B = self._positions_B + 1
         seen = self._cache.get_seq_length() + 1
         bias = None if self._bias is None else self._bias[..., :seen]
-        self.logits_B_V = self._forward(tokens_B[:, None], self._positions_B[:, None], bias, self._cache)
+        mask = bias if self._window is None else self._by_layer(bias, torch.arange(seen) > seen - 1 - self._window)
+        self.logits_B_V = self._forward(tokens_B[:, None], self._positions_B[:, None], mask, self._cache)
 
     def keep(self, slots: list[int]) -> None:
         """Go on with the rows in `slots` of the present batch only; `logits_B_V` keeps its rows too."""
@@ -81,10 +90,26 @@ class Decoding:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            prefix=self._prefix,
+            **({"prefix": self._prefix} if self._window is None else {}),
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
+
+    def _masks(self, seen_B_1_S_S: torch.Tensor) -> Any:
+        """What the queries of a prefill see, as the model takes it."""
+        full = self._additive(seen_B_1_S_S)
+        if self._window is None:
+            return full
+        at = torch.arange(seen_B_1_S_S.shape[-1])
+        return self._by_layer(full, at > at[:, None] - self._window)
+
+    def _by_layer(self, bias: torch.Tensor | None, near: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        """The mask of each kind of layer; `near`, (keys) or (queries, keys), are in the window."""
+        if bool(near.all()):
+            return {"full_attention": bias, "sliding_attention": bias}
+        window = self._additive(near if near.dim() == 2 else near[None])[None, None]
+        # The lower of the two, not their sum: two lowest numbers would make an infinite one.
+        return {"full_attention": bias, "sliding_attention": window if bias is None else torch.minimum(bias, window)}
 
     def _padding_bias(self, padding_B: torch.Tensor, length: int) -> torch.Tensor:
         """(B, 1, 1, length), hiding each row's left padding."""

@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 from transformers.utils import logging
 
 from resia.agents.ports import NO_ROOM, Completion, Sampling
@@ -24,12 +25,16 @@ from resia.events import EngineSettings, Manifest, Message
 from resia.events.errors import ModelError, boundary
 from resia.runtime.assets import model_digest
 
+from . import harmony
 from .decoding import Decoding
 from .lora import Adapters
 from .sampling import Stopper, draw, uniforms
 from .shared_prefix import NAME, Prefix, common_prefix, prefill_prefix
 
 KEEP_PREFIXES = 4
+# Some templates write today's date, gpt-oss's among them. What a clock says must reach no token, so the day is fixed.
+FIXED_DAY = "{%- macro strftime_now(format) -%}2025-08-05{%- endmacro -%}"
+OWN = frozenset({"gpt_oss"})  # architectures whose own attention runs: sliding windows and sinks share no prefix
 
 
 class TransformersEngine:
@@ -44,15 +49,18 @@ class TransformersEngine:
         with boundary(ModelError, f"model {settings.model} in {model_dir} does not load"):
             digest = model_digest(model_dir)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=getattr(torch, settings.dtype), attn_implementation=NAME, local_files_only=True
-            ).eval()
+            self._model: Any = _loaded(model_dir, settings)
         kinds = set(getattr(self._model.config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
+        self._window: int | None = self._model.config.sliding_window if self._model.config.model_type in OWN else None
+        if kinds != {"full_attention"} and self._window is None:
             raise ModelError(
                 f"model {settings.model} has layers of {', '.join(sorted(kinds))}; only full attention works"
             )
         self._settings = settings
+        self._harmony = harmony.speaks(self._tokenizer.get_vocab())
+        template = self._tokenizer.chat_template
+        if isinstance(template, str) and "strftime_now" in template:
+            self._tokenizer.chat_template = f"{FIXED_DAY}{template}"
         self._adapters = Adapters(self._model, digest)
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], Prefix] = OrderedDict()
         self._manifest = Manifest(
@@ -85,12 +93,18 @@ class TransformersEngine:
         key = self._adapters.use(adapter)
         with boundary(ModelError, f"model {self._settings.model} failed to generate"), torch.inference_mode():
             encoded = self._encode(prompts)
+            sampling = self._with_thought(sampling)
             room = self._model.config.max_position_embeddings - sampling.max_new_tokens
             rows = [row for row, tokens in enumerate(encoded) if len(tokens) <= room]
             some = [encoded[row] for row in rows], [seeds[row] for row in rows]
             sampled = dict(zip(rows, self._sample(key, *some, sampling, on_tokens), strict=True))
             none = [Completion(tuple(tokens), (), (), "", NO_ROOM) for tokens in encoded]
             return [sampled.get(row, none[row]) for row in range(len(encoded))]
+
+    def _with_thought(self, sampling: Sampling) -> Sampling:
+        """With the room that a model which thinks first has beside what the harness gives its answer."""
+        thought = self._settings.thinking_tokens if self._harmony else 0
+        return msgspec.structs.replace(sampling, max_new_tokens=sampling.max_new_tokens + thought)
 
     def _sample(
         self,
@@ -102,18 +116,22 @@ class TransformersEngine:
     ) -> list[Completion]:
         if not encoded:
             return []
-        shared = common_prefix(encoded)
+        shared = common_prefix(encoded) if self._window is None else 0
         prefix = self._prefix(adapter, encoded[0][:shared])
-        decoding = Decoding(self._model, prefix, [row[shared:] for row in encoded], sampling.max_new_tokens)
+        suffixes = [row[shared:] for row in encoded]
+        decoding = Decoding(self._model, prefix, suffixes, sampling.max_new_tokens, self._window)
         return self._decode(decoding, encoded, sampling, seeds, on_tokens)
 
     def _encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each prompt in the model's chat format, open for the assistant's turn."""
         known: dict[tuple[Message, ...], list[int]] = {}
+        extra = {"reasoning_effort": self._settings.effort} if self._settings.effort else {}
         for prompt in map(tuple, prompts):
             if prompt not in known:
                 chat = [{"role": message.role, "content": message.content} for message in prompt]
-                known[prompt] = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+                known[prompt] = self._tokenizer.apply_chat_template(
+                    chat, add_generation_prompt=True, return_dict=False, **extra
+                )
         return [known[tuple(prompt)] for prompt in prompts]
 
     def _prefix(self, adapter: str, tokens: list[int]) -> Prefix | None:
@@ -128,7 +146,7 @@ class TransformersEngine:
             self._prefixes.popitem(last=False)
         return self._prefixes[key]
 
-    def _stopper(self, stop: tuple[str, ...]) -> Stopper:
+    def _stopper(self, stop: tuple[str, ...]) -> harmony.Stops:
         declared = self._model.generation_config.eos_token_id
         ends = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
 
@@ -138,7 +156,11 @@ class TransformersEngine:
             )
             return text
 
-        return Stopper(decode, frozenset(ends), stop)
+        plain = Stopper(decode, frozenset(ends), stop)
+        if not self._harmony:
+            return plain
+        ids = dict(zip(harmony.MARKS, self._tokenizer.convert_tokens_to_ids(list(harmony.MARKS)), strict=True))
+        return harmony.FinalStopper(ids, ends, plain, lambda tokens: decode(tokens, False))
 
     def _decode(
         self,
@@ -184,3 +206,17 @@ class TransformersEngine:
             )
             for row in range(len(encoded))
         ]
+
+
+def _loaded(model_dir: Path, settings: EngineSettings) -> Any:
+    """The model ready to answer; experts stored as MXFP4 are unpacked, as the trainer unpacks them."""
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    stored = getattr(config, "quantization_config", None) or {}
+    unpacked = {"quantization_config": Mxfp4Config(dequantize=True)} if stored.get("quant_method") == "mxfp4" else {}
+    return AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=getattr(torch, settings.dtype),
+        attn_implementation="eager" if config.model_type in OWN else NAME,
+        local_files_only=True,
+        **unpacked,
+    ).eval()
