@@ -19,6 +19,7 @@ from .decision import (
     ProbeAlarmed,
     ProbeReport,
 )
+from .drift import DriftFailed, DriftMeasured, DriftRequested
 from .envelope import Custom, Draft, Envelope, Fact, Logged, Producer, Skipped
 from .evaluation import (
     FORMAT_FAILURES,
@@ -131,6 +132,9 @@ __all__ = [
     "DecisionMade",
     "Draft",
     "DraftFailed",
+    "DriftFailed",
+    "DriftMeasured",
+    "DriftRequested",
     "EditFailed",
     "EditRequested",
     "EngineSettings",

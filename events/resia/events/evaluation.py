@@ -100,7 +100,10 @@ class RolloutFailed(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What sampled tokens depend on beside the seeds, and the sandbox tier that ran the harness."""
+    """What sampled tokens depend on beside the seeds, and the sandbox tier that ran the harness.
+
+    `engine` names a server and its version, which promises no bits; empty for the engine of this package.
+    """
 
     model: str
     model_digest: str
@@ -109,6 +112,7 @@ class Manifest(msgspec.Struct, frozen=True):
     instruction_set: str
     package: str
     sandbox_tier: str = ""
+    engine: str = ""
 
 
 class ShardSampled(msgspec.Struct, frozen=True):

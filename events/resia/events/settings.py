@@ -150,12 +150,18 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model answers, and what its tokens depend on beside the seed."""
+    """Which model answers, and what its tokens depend on beside the seed.
 
-    kind: Literal["transformers"] = "transformers"
+    Kind vllm: the servers at `urls`, replicas of one model, answer instead of this process, and what they say is
+    compared with the trainer's own log-probabilities; `drift_bound` is in nats a token (docs/engines.md).
+    """
+
+    kind: Literal["transformers", "vllm"] = "transformers"
     model: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 2
+    urls: tuple[str, ...] = ()
+    drift_bound: Rate = 0.02
 
 
 class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

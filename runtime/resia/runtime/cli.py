@@ -17,6 +17,7 @@ from resia.events.errors import ResiaError, UsageError
 
 from . import (
     cli_doctor,
+    cli_engine,
     cli_estimate,
     cli_fork,
     cli_kernel,
@@ -73,6 +74,7 @@ app.add_typer(assets_app, name="assets")
 app.add_typer(bench_app, name="bench")
 for group in (
     cli_doctor,
+    cli_engine,
     cli_estimate,
     cli_task,
     cli_score,

@@ -172,6 +172,11 @@ class _Again:
             raise Unsaid("the log names no run before it")
         if request.settings.proposer == "llm" and isinstance(work.outcome.event, PROPOSALS):
             raise Unsaid(f"model {request.settings.llm.model} behind an endpoint proposed it, an outside party")
+        if recorded is not None and recorded.engine:
+            raise Unsaid(
+                f"{recorded.engine} sampled it, and a server that batches requests as they come promises no bits: its"
+                " log-probabilities are checked by drift-measured"
+            )
         if differ := self._differing(request, work.outcome, recorded):
             what = ", ".join(f"{name} {_short(old)} there, {_short(new)} here" for name, (old, new) in differ.items())
             raise Unsaid(f"this machine is not what it was performed on: {what}", differ)

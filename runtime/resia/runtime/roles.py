@@ -7,6 +7,7 @@ from typing import Any
 
 from resia.events import (
     ControlRequested,
+    DriftRequested,
     EditRequested,
     Event,
     Fact,
@@ -107,7 +108,7 @@ def _feedback(resources: Resources, live_of: LiveOf) -> Role:
 def _trainer(resources: Resources, live_of: LiveOf) -> Role:
     import time
 
-    from resia.trainers import decider, performing
+    from resia.trainers import decider, drift, performing
 
     def perform(state: RunState, fact: Fact) -> Iterator[Sequence[Event]]:
         request = _request(state)
@@ -118,9 +119,11 @@ def _trainer(resources: Resources, live_of: LiveOf) -> Role:
             clock=time.monotonic,
             live=live_of(fact.envelope.run),
         )
+        if isinstance(fact.event, DriftRequested):
+            return drift.measure(state, fact, ports)
         return performing.train(state, fact, ports)
 
-    return Role("trainer", decider.DECIDES, decider.decide, (RoundRequested,), perform)
+    return Role("trainer", decider.DECIDES, decider.decide, (RoundRequested, DriftRequested), perform)
 
 
 def _kernel_bench(resources: Resources, live_of: LiveOf) -> Role:

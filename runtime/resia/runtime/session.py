@@ -29,6 +29,7 @@ from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
 from .server import Access
+from .serving_engine import check_engine
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
@@ -121,6 +122,7 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
     check_proposer(settings)
     _check_prices(settings)
     folder = model_folder(settings.engine, cache)
+    check_engine(settings.engine, folder, cache)
     settings = msgspec.structs.replace(settings, domain=recorded_name(settings.domain))
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}

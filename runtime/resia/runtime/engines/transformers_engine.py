@@ -3,8 +3,8 @@
 Unlike `model.generate` it gives every row a generator of its own, returns the log-probability of each token under the
 distribution it was drawn from, and computes what the rows of a batch share only once. Tokens depend on the manifest and
 on the batch: neighbours change float32 results in the last digits only, lower precisions more.
-Collaborators: `sampling` (draws, stops), `decoding` (the batch in flight), `shared_prefix` (attention), `lora`
-(adapters). Knows nothing of harnesses, scores or events.
+Collaborators: `sampling` (draws), `chat_tokens` (prompts, stops), `decoding` (the batch in flight), `shared_prefix`
+(attention), `lora` (adapters). Knows nothing of harnesses, scores or events.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from resia.agents.ports import NO_ROOM, Completion, Sampling
@@ -24,9 +24,10 @@ from resia.events import EngineSettings, Manifest, Message
 from resia.events.errors import ModelError, boundary
 from resia.runtime.assets import model_digest
 
+from .chat_tokens import ChatTokens, end_tokens, load_tokenizer
 from .decoding import Decoding
 from .lora import Adapters
-from .sampling import Stopper, draw, uniforms
+from .sampling import draw, uniforms
 from .shared_prefix import NAME, Prefix, common_prefix, prefill_prefix
 
 KEEP_PREFIXES = 4
@@ -43,10 +44,11 @@ class TransformersEngine:
         logging.disable_progress_bar()
         with boundary(ModelError, f"model {settings.model} in {model_dir} does not load"):
             digest = model_digest(model_dir)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=getattr(torch, settings.dtype), attn_implementation=NAME, local_files_only=True
             ).eval()
+            tokenizer = load_tokenizer(model_dir)
+            self._chat = ChatTokens(tokenizer, end_tokens(tokenizer, self._model.generation_config))
         kinds = set(getattr(self._model.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise ModelError(
@@ -84,7 +86,7 @@ class TransformersEngine:
             return []
         key = self._adapters.use(adapter)
         with boundary(ModelError, f"model {self._settings.model} failed to generate"), torch.inference_mode():
-            encoded = self._encode(prompts)
+            encoded = self._chat.encode(prompts)
             room = self._model.config.max_position_embeddings - sampling.max_new_tokens
             rows = [row for row, tokens in enumerate(encoded) if len(tokens) <= room]
             some = [encoded[row] for row in rows], [seeds[row] for row in rows]
@@ -107,15 +109,6 @@ class TransformersEngine:
         decoding = Decoding(self._model, prefix, [row[shared:] for row in encoded], sampling.max_new_tokens)
         return self._decode(decoding, encoded, sampling, seeds, on_tokens)
 
-    def _encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of each prompt in the model's chat format, open for the assistant's turn."""
-        known: dict[tuple[Message, ...], list[int]] = {}
-        for prompt in map(tuple, prompts):
-            if prompt not in known:
-                chat = [{"role": message.role, "content": message.content} for message in prompt]
-                known[prompt] = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        return [known[tuple(prompt)] for prompt in prompts]
-
     def _prefix(self, adapter: str, tokens: list[int]) -> Prefix | None:
         """Keys and values of the shared tokens, kept from call to call for a few (adapter, tokens)."""
         if not tokens:
@@ -128,18 +121,6 @@ class TransformersEngine:
             self._prefixes.popitem(last=False)
         return self._prefixes[key]
 
-    def _stopper(self, stop: tuple[str, ...]) -> Stopper:
-        declared = self._model.generation_config.eos_token_id
-        ends = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
-
-        def decode(tokens: list[int], skip_special: bool) -> str:
-            text: str = self._tokenizer.decode(
-                tokens, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-            )
-            return text
-
-        return Stopper(decode, frozenset(ends), stop)
-
     def _decode(
         self,
         decoding: Decoding,
@@ -150,7 +131,7 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Sample until every row has stopped or is long enough."""
         uniforms_B_T = uniforms(seeds, sampling.max_new_tokens)
-        stopper = self._stopper(sampling.stop)
+        stopper = self._chat.stopper(sampling.stop)
         tokens: list[list[int]] = [[] for _ in encoded]
         logprobs: list[list[float]] = [[] for _ in encoded]
         stopped: set[int] = set()
