@@ -20,7 +20,7 @@ from resia.runtime.engines.transformers_engine import TransformersEngine
 from resia.runtime.engines.vllm_engine import TRIES, VllmEngine
 from resia.runtime.engines.vllm_protocol import Base, base_named
 from resia.runtime.serving_engine import check_engine
-from resia.runtime.vllm_environment import build_for, located
+from resia.runtime.vllm_environment import BUILDS, located
 from resia.trainers.batch import Row
 from resia.trainers.drift import Drift, drift
 from resia.trainers.policy import Policy
@@ -70,7 +70,7 @@ def fake(model: Path) -> Iterator[FakeVllm]:
 def real(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from resia.runtime.vllm_serving import Serving, start
 
-    environment = located(build_for("cpu"))
+    environment = located(BUILDS["cpu"])
     if environment is None:
         pytest.skip("vLLM is not prepared on this machine: run resia engine vllm prepare --device cpu")
     serving = Serving(model, threads=1, rank=8, slots=2, memory_gb=1)

@@ -83,7 +83,7 @@ def serve(
     try:
         if json:
             emit({"url": server.url, "pid": server.pid, "base": server.base.model_dump()})
-        say(f"serving {folder.name} on {server.url}; Ctrl-C ends it")
+        say(f"serving {folder.name} on {server.url} (Ctrl-C ends it)")
         run_async(_until_ended(server))
     finally:
         server.stop()
