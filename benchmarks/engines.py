@@ -2,8 +2,8 @@
 
 A batch of rollouts as the Task role samples them, at temperature 0.7, from the base and with an adapter of rank 32, in
 float32 and bfloat16. For each the rate, how far the recorded log-probabilities are from those that the trainer
-recomputes in the same precision, and how many completions are the same when the batch is sampled again; what adapters
-cost to load; and whether greedy tokens are those of the embedded engine. vLLM must be prepared (resia engine vllm
+recomputes in the same precision, and how many completions are the same when the batch is sampled again; and whether
+greedy tokens are those of the embedded engine. vLLM must be prepared (resia engine vllm
 prepare); both have the same threads.
 
     python -m benchmarks.engines [--json] [--model DIR] [--rollouts N] [--threads N] [--dtype NAME ...] [--out PATH]
@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ def measure(model: Path | None, rollouts: int, threads: int, dtypes: Sequence[st
         "max_new_tokens": NEW_TOKENS,
         "temperature": TEMPERATURE,
         "threads": threads,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "vllm": {"version": environment.vllm, "torch": environment.torch},
         "machine": found,
         "results": results,
@@ -99,14 +100,18 @@ def _adapter(folder: Path, digest: str, threads: int, path: Path) -> Path:
 
 
 def _both(setting: Setting, environment: Any) -> dict[str, Any]:
-    from resia.events import EngineSettings
+    from resia.events import EngineSettings, TrainingSettings
     from resia.runtime.engines.transformers_engine import TransformersEngine
     from resia.runtime.engines.vllm_engine import VllmEngine
     from resia.runtime.vllm_serving import Serving, start
+    from resia.trainers.policy import Policy
 
+    dtype: Any = setting.dtype
+    training = TrainingSettings(rank=RANK, lora_alpha=2 * RANK)
+    policy = Policy.load(setting.folder, dtype, setting.threads, training, setting.digest)
     settings: Any = {"model": MODEL, "dtype": setting.dtype, "threads": setting.threads}
     own = TransformersEngine(setting.folder, EngineSettings(**settings))
-    results = {"transformers": _measured(own, setting)}
+    results = {"transformers": _measured(own, policy, setting)}
     greedy = _sampled(own, setting, 0.0, None)
     del own
     began = time.perf_counter()
@@ -116,7 +121,7 @@ def _both(setting: Setting, environment: Any) -> dict[str, Any]:
         ready_s = time.perf_counter() - began
         urls = EngineSettings("vllm", **settings, urls=(server.url,))
         engine = VllmEngine(setting.folder, setting.digest, urls, setting.scratch / "peft")
-        results["vllm"] = {"ready_s": round(ready_s, 1), **_measured(engine, setting)}
+        results["vllm"] = {"ready_s": round(ready_s, 1), **_measured(engine, policy, setting)}
         theirs = _sampled(engine, setting, 0.0, None)
         engine.close()
     finally:
@@ -129,14 +134,11 @@ def _tell(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _measured(engine: Any, setting: Setting) -> dict[str, Any]:
-    """Rates after a warm-up with other prompts, the base and the adapter apart."""
-    _sampled(engine, setting, TEMPERATURE, None, rows=min(GROUP, setting.rollouts), shift=100)
+def _measured(engine: Any, policy: Any, setting: Setting) -> dict[str, Any]:
+    """Rates of the base and the adapter apart, each after one completion of other prompts, which loads the adapter."""
     results: dict[str, Any] = {}
     for name, adapter in (("base", None), ("adapter", setting.adapter)):
-        # One short completion first: what it takes beyond the next is the loading of the adapter.
-        load_s = _seconds(lambda: _sampled(engine, setting, TEMPERATURE, adapter, rows=1, shift=200))  # noqa: B023
-        again_s = _seconds(lambda: _sampled(engine, setting, TEMPERATURE, adapter, rows=1, shift=200))  # noqa: B023
+        _sampled(engine, setting, TEMPERATURE, adapter, rows=1, shift=100)
         began = time.perf_counter()
         found = _sampled(engine, setting, TEMPERATURE, adapter)
         seconds = time.perf_counter() - began
@@ -148,17 +150,11 @@ def _measured(engine: Any, setting: Setting) -> dict[str, Any]:
             "tokens": tokens,
             "tokens_per_s": round(tokens / seconds, 1),
             "rollouts_per_s": round(len(found) / seconds, 3),
-            "first_of_it_s": round(max(load_s - again_s, 0.0), 3),
             "again_equal": f"{same} of {len(found)}",
-            "drift": _drift(found, setting, adapter),
+            "drift": _drift(found, policy, setting, adapter),
         }
+        _tell(f"{setting.dtype} {type(engine).__name__} {name}: {results[name]}")
     return results
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def _sampled(
@@ -173,23 +169,21 @@ def _sampled(
     return found
 
 
-def _drift(found: list[Any], setting: Setting, adapter: Path | None) -> dict[str, float]:
-    """Mean and largest absolute difference to the trainer's log-probabilities, in nats a token."""
+def _drift(found: list[Any], policy: Any, setting: Setting, adapter: Path | None) -> dict[str, float]:
+    """Mean and largest absolute difference to the trainer's log-probabilities, in nats a token; and the mean if the
+    server had mixed up the base and the adapter."""
     from resia.events import TrainingSettings
     from resia.trainers.batch import Row
     from resia.trainers.drift import drift
-    from resia.trainers.policy import Policy
 
-    training = TrainingSettings(rank=RANK, lora_alpha=2 * RANK)
-    dtype: Any = setting.dtype
-    policy = Policy.load(setting.folder, dtype, setting.threads, training, setting.digest)
     rows = [Row(n, 0, one.prompt_ids, one.token_ids, one.logprobs, TEMPERATURE, 0.0) for n, one in enumerate(found)]
-    measured = drift(policy, rows, adapter.read_bytes() if adapter else None, training.micro_tokens)
-    other = drift(policy, rows, None if adapter else setting.adapter.read_bytes(), training.micro_tokens)
+    weights, micro_tokens = setting.adapter.read_bytes(), TrainingSettings().micro_tokens
+    measured = drift(policy, rows, weights if adapter else None, micro_tokens)
+    other = drift(policy, rows, None if adapter else weights, micro_tokens)
     return {
         "mean": float(f"{measured.mean:.3g}"),
         "largest": float(f"{measured.largest:.3g}"),
-        "mean_if_the_adapter_were_wrong": float(f"{other.mean:.3g}"),
+        "mean_of_a_mix_up": float(f"{other.mean:.3g}"),
     }
 
 

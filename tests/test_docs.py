@@ -65,7 +65,8 @@ def test_a_command_that_is_shown_exists(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["resia surgeon", "resia tail r --fast", "make coffee", "resia assets push", "resia engine vllm warm", "cat x"]
+    "command",
+    ["resia surgeon", "resia tail r --fast", "make coffee", "resia assets push", "resia engine vllm warm", "cat x"],
 )
 def test_a_command_that_is_not_there_is_noticed(command, capsys):
     assert not exists(command, capsys)

@@ -62,10 +62,16 @@ def test_a_spread_of_what_a_server_sampled_is_compared(rollouts):
     closed = tape.facts[-1].event
     (asked,) = decide(tape.state, tape.facts[-1])
     assert isinstance(asked, DriftRequested)
-    assert (asked.evaluation, asked.candidate, asked.bound) == (evaluation, closed.candidate, SERVED.drift_bound)
+    assert (asked.evaluation, asked.candidate, asked.bound) == (evaluation, closed.candidate, SERVED.drift_limit)
     assert set(asked.rollouts) <= set(closed.rollouts)
     assert min(rollouts, DRIFT_ROLLOUTS // 2) <= len(asked.rollouts) <= DRIFT_ROLLOUTS
     assert list(asked.rollouts) == sorted(asked.rollouts)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.001), ("bfloat16", 0.1)])
+def test_the_bound_is_that_of_the_precision(dtype, bound):
+    tape, _ = measured(msgspec.structs.replace(SERVED, dtype=dtype), 1)
+    assert decide(tape.state, tape.facts[-1])[0].bound == bound
 
 
 @pytest.mark.parametrize(

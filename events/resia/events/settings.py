@@ -153,7 +153,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which model answers, and what its tokens depend on beside the seed.
 
     Kind vllm: the servers at `urls`, replicas of one model, answer instead of this process, and what they say is
-    compared with the trainer's own log-probabilities; `drift_bound` is in nats a token (docs/engines.md).
+    compared with the trainer's own log-probabilities. The bounds on the mean difference, one a precision, are in nats a
+    token (docs/engines.md).
     """
 
     kind: Literal["transformers", "vllm"] = "transformers"
@@ -161,7 +162,13 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 2
     urls: tuple[str, ...] = ()
-    drift_bound: Rate = 0.02
+    drift_bound: Rate = 0.001
+    drift_bound_bfloat16: Rate = 0.1
+
+    @property
+    def drift_limit(self) -> float:
+        """The bound of this precision."""
+        return self.drift_bound if self.dtype == "float32" else self.drift_bound_bfloat16
 
 
 class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

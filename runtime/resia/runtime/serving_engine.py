@@ -45,6 +45,14 @@ def check_engine(settings: EngineSettings, folder: Path, cache: Path | None) -> 
         engine.close()
 
 
+def check_resumed(settings: EngineSettings, cache: Path | None) -> None:
+    """The same for a run that goes on, where servers are asked; the embedded engine was checked when it began."""
+    if settings.kind == "vllm":
+        from .resources import model_folder
+
+        check_engine(settings, model_folder(settings, cache), cache)
+
+
 def check_url(url: str) -> None:
     """A server's URL is its scheme, host and port; what may hold a password is not repeated."""
     wanted = "give http://HOST:PORT of a server of resia engine vllm serve"

@@ -29,7 +29,7 @@ from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
 from .server import Access
-from .serving_engine import check_engine
+from .serving_engine import check_engine, check_resumed
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
@@ -206,6 +206,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     async for fact in bus.read(session.run):
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
             check_proposer(fact.event.settings)
+            check_resumed(fact.event.settings.engine, session.cache)
             return fact.event.settings
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 

@@ -69,7 +69,7 @@ def checked(
     about = adapter_info(data) if data else None
     training = TrainingSettings(rank=about.rank, lora_alpha=about.lora_alpha) if about else TrainingSettings()
     measured = drift(policy_over(settings, cache, digest, training), rows, data, training.micro_tokens)
-    return Checked(manifest, len(urls), *measured, settings.drift_bound, measured.mean > settings.drift_bound)
+    return Checked(manifest, len(urls), *measured, settings.drift_limit, measured.mean > settings.drift_limit)
 
 
 def _row(completion: Completion, temperature: float) -> Row:

@@ -89,7 +89,7 @@ def _drift(engine: EngineSettings, event: EvaluationCompleted) -> list[Event]:
     if engine.kind == OWN_ENGINE or event.purpose in ("test", "baseline") or not event.rollouts:
         return []
     every = -(-len(event.rollouts) // DRIFT_ROLLOUTS)
-    return [DriftRequested(event.request, event.candidate, event.rollouts[::every], engine.drift_bound)]
+    return [DriftRequested(event.request, event.candidate, event.rollouts[::every], engine.drift_limit)]
 
 
 def _first_round(state: RunState, training: str, event: TrainingRequested) -> Event:

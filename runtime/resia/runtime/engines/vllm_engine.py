@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from .vllm_adapters import PeftFolders
 from .vllm_protocol import completion, sampled
 from .vllm_replica import About, Passing, Peft, Replica
 
-TRIES = 4
+TRIES = 6  # 31 s of pauses, and as much when the shard asks once more: what a server takes to come back
 FIRST_PAUSE_S = 1.0
 IN_FLIGHT = 64  # requests at a time and replica; the server queues what does not fit into its batch
 
@@ -64,8 +65,11 @@ class VllmEngine:
 
     @property
     def manifest(self) -> Manifest:
-        """What is known of the servers: their version is missing while none has answered yet."""
-        settings, known = self._settings, next(iter(self._answering()[0].values()), None)
+        """What is known of the servers: their version is missing while none that fits has answered. Never raises, as
+        a shard that failed has a manifest too."""
+        settings, known = self._settings, None
+        with suppress(ModelError):
+            known = next(iter(self._answering()[0].values()), None)
         return Manifest(
             model=settings.model,
             model_digest=self._digest,

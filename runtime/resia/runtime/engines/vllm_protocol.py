@@ -14,7 +14,7 @@ from resia.agents.ports import Sampling
 from resia.events.errors import ModelError
 
 PREFIX = "resia-base"
-PROBE = "A probe: caf\u00e9, 1234, \u6cd5\n\ttwo  spaces."
+PROBE = "A probe: café, 1234, 法\n\ttwo  spaces."
 Token = Annotated[int, Field(ge=0)]
 
 

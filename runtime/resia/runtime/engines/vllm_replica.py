@@ -157,7 +157,7 @@ class Replica:
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
         try:
             return self._client.request(method, path, json=body)
-        except httpx2.TransportError as cause:
+        except httpx2.RequestError as cause:
             raise Passing(f"{self.url} cannot be reached ({type(cause).__name__}: {cause})") from cause
 
     def _read(self, response: httpx2.Response, kind: type[Reply]) -> Reply:
