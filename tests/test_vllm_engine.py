@@ -25,6 +25,7 @@ from resia.trainers.batch import Row
 from resia.trainers.drift import Drift, drift
 from resia.trainers.policy import Policy
 
+pytestmark = pytest.mark.timeout(900)  # a real server imports for half a minute, and for minutes beside others
 CONTEXT = 256
 SYSTEM = Message("system", "Answer with one line.")
 PROMPTS = [[SYSTEM, Message("user", text)] for text in ("one", "another and longer question", "one", "third?")]

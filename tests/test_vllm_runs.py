@@ -19,6 +19,8 @@ from resia.runtime.store import Store
 from resia.runtime.vllm_environment import BUILDS, located
 from resia.runtime.vllm_serving import Server, Serving, start
 
+pytestmark = pytest.mark.timeout(900)  # a server imports for half a minute, and for minutes beside others
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
