@@ -102,6 +102,17 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("its time over ours", ("sides", "authors", "slower_than_resia"), "{:.1f} x"),
         Figure("plain version's over ours", ("sides", "plain", "slower_than_resia"), "{:.1f} x"),
     ),
+    "engines": tuple(
+        Figure(
+            f"{engine}, {dtype}{', adapter' * (weights == 'adapter')}", ("results", dtype, engine, weights, *path), form
+        )
+        for dtype in ("float32", "bfloat16")
+        for engine in ("transformers", "vllm")
+        for weights, path, form in (
+            ("base", ("tokens_per_s",), "{:,.0f} tokens/s"),
+            ("adapter", ("tokens_per_s",), "{:,.0f} tokens/s"),
+        )
+    ),
     "engine": (
         Figure("engine, float32", ("results", "engine_float32", "rollouts_per_s"), "{:.2f} rollouts/s"),
         Figure("over generate, batched", ("speedup", "over_batch"), "{:.1f} x"),
@@ -118,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in args.names if name not in FIGURES]:
         parser.error(f"unknown benchmark '{unknown[0]}': give some of {', '.join(FIGURES)}")
     failed = []
-    for name in args.names or FIGURES:
+    for name in args.names or _possible():
         result = _run(name, others)
         if result is None:
             failed.append(name)
@@ -127,6 +138,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         sys.stderr.write(f"failed to run: {', '.join(failed)}\n")
     return 1 if failed else 0
+
+
+def _possible() -> list[str]:
+    """All but those that need what is not on this machine, which are named."""
+    from resia.runtime.vllm_environment import BUILDS, located
+
+    missing = () if located(BUILDS["cpu"]) else ("engines",)
+    for name in missing:
+        sys.stderr.write(f"{name} is left out: vLLM is not prepared, run: resia engine vllm prepare --device cpu\n")
+    return [name for name in FIGURES if name not in missing]
 
 
 def _run(name: str, options: list[str]) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 WORDS = [*PAGES, *(p for p in sorted((ROOT / "examples").rglob("*")) if p.suffix in {".py", ".toml", ".md"})]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-GROUPS = ("assets", "bench", "cluster", "kernel", "policy", "task", "worker")
+GROUPS = ("assets", "bench", "cluster", "engine", "kernel", "policy", "task", "worker")
+DEPTH = {"engine": 3}  # words of a command in a group of groups
 # The pages' own, and those that a bundled profile names.
 KNOWN_HOSTS = {"localhost:8080", "keepachangelog.com", "semver.org", "arxiv.org"} | {
     urlsplit(found.settings.base_url or found.form).netloc
@@ -51,7 +52,7 @@ def exists(command: str, capsys: pytest.CaptureFixture[str]) -> bool:
         return all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in rest)
     if program != "resia" or not rest:
         return False
-    name = rest[: 2 if rest[0] in GROUPS else 1]
+    name = rest[: DEPTH.get(rest[0], 2) if rest[0] in GROUPS else 1]
     code = cli.main([*name, "--help"])
     text = capsys.readouterr().out
     options = [word.partition("=")[0] for word in rest if word.startswith("--")]
@@ -69,7 +70,8 @@ def test_a_command_that_is_shown_exists(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["resia surgeon", "resia tail r --fast", "make coffee", "resia assets push", "cat x"]
+    "command",
+    ["resia surgeon", "resia tail r --fast", "make coffee", "resia assets push", "resia engine vllm warm", "cat x"],
 )
 def test_a_command_that_is_not_there_is_noticed(command, capsys):
     assert not exists(command, capsys)

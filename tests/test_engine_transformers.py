@@ -18,8 +18,9 @@ from resia.agents.ports import Sampling
 from resia.events import EngineSettings, Message
 from resia.events.errors import ModelError
 from resia.runtime.assets import model_digest
-from resia.runtime.engines.sampling import Stopper, draw, uniforms
+from resia.runtime.engines.sampling import draw, uniforms
 from resia.runtime.engines.shared_prefix import common_prefix
+from resia.runtime.engines.stopping import Stopper
 from resia.runtime.engines.tiny import build_tiny_model
 from resia.runtime.engines.transformers_engine import TransformersEngine
 

@@ -19,6 +19,7 @@ from .decision import (
     ProbeAlarmed,
     ProbeReport,
 )
+from .drift import DriftFailed, DriftMeasured, DriftRequested
 from .envelope import Custom, Draft, Envelope, Fact, Logged, Producer, Skipped
 from .evaluation import (
     FORMAT_FAILURES,
@@ -134,6 +135,9 @@ __all__ = [
     "DecisionMade",
     "Draft",
     "DraftFailed",
+    "DriftFailed",
+    "DriftMeasured",
+    "DriftRequested",
     "EditFailed",
     "EditRequested",
     "EndpointSettings",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import get_args
 
 from .decision import CandidateAccepted, CandidateRejected, CandidateUndecided, DecisionMade, ProbeAlarmed
+from .drift import DriftFailed, DriftMeasured, DriftRequested
 from .evaluation import (
     EvaluationCompleted,
     EvaluationRequested,
@@ -65,6 +66,9 @@ Event = (
     | RoundTrained
     | AdapterTrained
     | TrainingFailed
+    | DriftRequested
+    | DriftMeasured
+    | DriftFailed
     | TestUnsealed
     | ControlRequested
     | ControlMeasured
@@ -105,6 +109,9 @@ TYPES: dict[str, type[Event]] = {
     "round-trained": RoundTrained,
     "adapter-trained": AdapterTrained,
     "training-failed": TrainingFailed,
+    "drift-requested": DriftRequested,
+    "drift-measured": DriftMeasured,
+    "drift-failed": DriftFailed,
     "test-unsealed": TestUnsealed,
     "control-requested": ControlRequested,
     "control-measured": ControlMeasured,
@@ -173,7 +180,17 @@ WRITERS: dict[str, frozenset[type[Event]]] = {
         }
     ),
     "trainer": frozenset(
-        {RoundRequested, RolloutsRequested, StepTrained, RoundTrained, AdapterTrained, TrainingFailed}
+        {
+            RoundRequested,
+            RolloutsRequested,
+            StepTrained,
+            RoundTrained,
+            AdapterTrained,
+            TrainingFailed,
+            DriftRequested,
+            DriftMeasured,
+            DriftFailed,
+        }
     ),
     "kernel-bench": frozenset({KernelBenchmarked, KernelRejected}),
 }
@@ -191,6 +208,8 @@ OUTCOMES: tuple[type[Event], ...] = (
     ShardSampled,
     RoundTrained,
     TrainingFailed,
+    DriftMeasured,
+    DriftFailed,
     ControlMeasured,
     ControlFailed,
     KernelBenchmarked,

@@ -104,6 +104,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     Of an endpoint: the model that it said it was (`model`), its URL (`endpoint`) and the fingerprints that it gave of
     itself in the last batch (`fingerprint`); `model_digest` is of URL and name, as nobody here has its weights.
+    `engine` names a server and its version, which promises no bits; empty for the engine of this package.
     """
 
     model: str
@@ -115,6 +116,7 @@ class Manifest(msgspec.Struct, frozen=True):
     sandbox_tier: str = ""
     endpoint: str = ""
     fingerprint: str = ""
+    engine: str = ""
 
 
 class ShardSampled(msgspec.Struct, frozen=True):

@@ -153,15 +153,25 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which model answers, and what its tokens depend on beside the seed.
 
     Of a model that thinks before it answers: `thinking_tokens` are its new tokens beside the harness's own limit, and
-    `effort` is how hard it is told to think, empty for its own default.
+    `effort` is how hard it is told to think, empty for its own default. Kind vllm: the servers at `urls`, replicas of
+    one model, answer instead of this process, and what they say is compared with the trainer's own log-probabilities.
+    The bounds on the mean difference, one a precision, are in nats a token (docs/engines.md).
     """
 
-    kind: Literal["transformers", "openai"] = "transformers"
+    kind: Literal["transformers", "openai", "vllm"] = "transformers"
     model: str = "smollm2-135m-instruct"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 2
     thinking_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 0
     effort: Literal["", "low", "medium", "high"] = ""
+    urls: tuple[str, ...] = ()
+    drift_bound: Rate = 0.001
+    drift_bound_bfloat16: Rate = 0.1
+
+    @property
+    def drift_limit(self) -> float:
+        """The bound of this precision."""
+        return self.drift_bound if self.dtype == "float32" else self.drift_bound_bfloat16
 
 
 class LlmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from resia.events import RolloutRecorded
+from resia.events import DriftFailed, DriftMeasured, RolloutRecorded
 from resia.events.ids import sha256
 
 from .state import Champion, Evaluation, RunState, Training
@@ -47,8 +47,10 @@ def view(state: RunState) -> dict[str, Plain]:
     known = _sorted(
         [harness, _plain(origin)] for harness, found in state.origins.items() for origin in found if not origin.measured
     )
+    drifts = {names.get(id_, UNKNOWN): _drift(found) for id_, found in state.drifts.items()}
     return {
         **({"known_edits": known} if known else {}),
+        **({"drifts": drifts} if drifts else {}),
         "status": state.status,
         "request": _event(state.request, "parent", "settings"),
         "harnesses": _sorted(_event(harness) for harness in state.harnesses.values()),
@@ -124,6 +126,10 @@ def _evaluation(found: Evaluation) -> Plain:
         "shards": _sorted([shard, total] for shard, total in found.shards.items()),
         "completed": _completed(found),
     }
+
+
+def _drift(found: DriftMeasured | DriftFailed) -> Plain:
+    return _event(found, "error") if isinstance(found, DriftFailed) else _event(found)
 
 
 def _completed(found: Evaluation) -> Plain:

@@ -26,6 +26,9 @@ from resia.events import (
     Custom,
     DecisionMade,
     DraftFailed,
+    DriftFailed,
+    DriftMeasured,
+    DriftRequested,
     EditFailed,
     EditRequested,
     EvaluationCompleted,
@@ -153,7 +156,9 @@ def _apply(state: RunState, stretch: Stretch) -> RunState:
             return _charged(state, proposed(event))
         case BudgetSpent():
             return _replace(state, overdrawn=state.overdrawn.set(event.kind, event))
-        case EditRequested() | RolloutsRequested():
+        case DriftMeasured() | DriftFailed():
+            return _replace(state, drifts=state.drifts.set(event.evaluation, event))
+        case EditRequested() | RolloutsRequested() | DriftRequested():
             return state
         case KernelSubmitted() | KernelBenchmarked() | KernelRejected():
             return _apply_kernel(state, fact.envelope.id, event)

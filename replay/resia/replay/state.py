@@ -21,6 +21,8 @@ from resia.events import (
     ControlFailed,
     ControlMeasured,
     DecisionMade,
+    DriftFailed,
+    DriftMeasured,
     EvaluationCompleted,
     EvaluationRequested,
     GateReport,
@@ -168,6 +170,7 @@ class RunState(msgspec.Struct, frozen=True):
     trials: tuple[Trial, ...] = ()
     fresh_from: int = 0  # trials before this index were on an earlier champion
     alarms: tuple[ProbeAlarmed, ...] = ()
+    drifts: Map[str, DriftMeasured | DriftFailed] = Map()  # by evaluation id; no rule reads them
     unsealed: TestUnsealed | None = None
     controls: ControlMeasured | ControlFailed | None = None
     controls_asked: bool = False

@@ -102,7 +102,7 @@ def pull(
     asset = _known(name, assets)
     folder = _folder(asset, cache)
     try:
-        with boundary(AssetError, "it could not be stored"), _locked(folder, on_progress):
+        with boundary(AssetError, "it could not be stored"), locked(folder, on_progress):
             return _intact(asset, folder, on_progress) or _make(asset, folder, on_progress, fetch)
     except AssetError as cause:
         retry = f"retry with: resia assets pull {name}"
@@ -173,7 +173,7 @@ def _read_record(folder: Path) -> Record | None:
 
 
 @contextmanager
-def _locked(folder: Path, report: Report) -> Iterator[None]:
+def locked(folder: Path, report: Report) -> Iterator[None]:
     """Hold the folder's lock; it goes with the process, so a killed one leaves none behind."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

@@ -19,6 +19,7 @@ from . import (
     cli_cluster,
     cli_doctor,
     cli_endpoints,
+    cli_engine,
     cli_estimate,
     cli_fork,
     cli_kernel,
@@ -76,6 +77,7 @@ app.add_typer(bench_app, name="bench")
 for group in (
     cli_cluster,
     cli_doctor,
+    cli_engine,
     cli_estimate,
     cli_task,
     cli_score,

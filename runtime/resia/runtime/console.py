@@ -21,6 +21,8 @@ from resia.events import (
     AdapterTrained,
     Custom,
     DecisionMade,
+    DriftFailed,
+    DriftMeasured,
     EvaluationCompleted,
     Logged,
     RolloutFailed,
@@ -35,6 +37,7 @@ from resia.replay.state import RunState
 from resia.replay.wording import score_text
 from resia.trainers.decider import plan
 
+from .drift_view import drift_text
 from .session import Watch
 from .supervisor import Died, Supervisor
 
@@ -173,6 +176,10 @@ def _line(event: object) -> str:
             return f"adapter {event.adapter.digest[:12]} trained by {event.algorithm} in {event.rounds} rounds"
         case TrainingFailed():
             return f"training by {event.algorithm} failed: {event.error}"
+        case DriftMeasured():
+            return f"{'alarm: ' if event.alarmed else ''}{drift_text(event)}"
+        case DriftFailed():
+            return f"drift was not measured: {event.error}"
         case _:
             return ""
 

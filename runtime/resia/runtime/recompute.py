@@ -183,6 +183,11 @@ class _Again:
         if request.settings.engine.kind == "openai" and isinstance(work.request.event, RolloutsRequested):
             where = f"model {request.settings.engine.model} at {request.settings.endpoint.base_url}"
             raise Unsaid(f"{where} sampled it, an outside party: what it said is recorded, and not asked for again")
+        if recorded is not None and recorded.engine:
+            raise Unsaid(
+                f"{recorded.engine} sampled it, and a server that batches requests as they come promises no bits: its"
+                " log-probabilities are checked by drift-measured"
+            )
         if differ := self._differing(request, work.outcome, recorded):
             what = ", ".join(f"{name} {_short(old)} there, {_short(new)} here" for name, (old, new) in differ.items())
             raise Unsaid(f"this machine is not what it was performed on: {what}", differ)

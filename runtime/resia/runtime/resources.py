@@ -97,6 +97,7 @@ class Resources:
         self._chat = lru_cache(maxsize=1)(self._reach_endpoint)
         self._chambers: dict[int, ProcessChamber] = {}  # by threads
         self._starting = threading.Lock()
+        self._disconnecting: list[Callable[[], None]] = []
 
     def domain(self, request: RunRequested) -> Domain:
         """The run's domain over exactly the data the run began with."""
@@ -198,7 +199,11 @@ class Resources:
             return "none"
 
     def close(self) -> None:
-        """End the processes of sandbox and chamber, where they were started."""
+        """End the processes of sandbox and chamber and the connections of the engine, where they were started."""
+        if self._engine.cache_info().currsize:
+            self._engine.cache_clear()
+            for disconnect in self._disconnecting:
+                disconnect()
         while self._chambers:
             self._chambers.popitem()[1].close()
         if self._programs.cache_info().currsize:
@@ -220,15 +225,22 @@ class Resources:
         return domain
 
     def _load_engine(self, settings: EngineSettings, digest: str) -> Engine:
+        folder = model_folder(settings, self._cache)
+        here = assets.model_digest(folder)
+        if here != digest:
+            raise UsageError(
+                f"model '{settings.model}' is not what the run began with (digest {here[:12]}, the run's"
+                f" {digest[:12]}): pull the asset again"
+            )
+        if settings.kind == "vllm":
+            from .serving_engine import served_engine
+
+            served = served_engine(folder, digest, settings, self._cache)
+            self._disconnecting.append(served.close)
+            return served
         from .engines.transformers_engine import TransformersEngine
 
-        engine = TransformersEngine(model_folder(settings, self._cache), settings)
-        if engine.manifest.model_digest != digest:
-            raise UsageError(
-                f"model '{settings.model}' is not what the run began with (digest"
-                f" {engine.manifest.model_digest[:12]}, the run's {digest[:12]}): pull the asset again"
-            )
-        return engine
+        return TransformersEngine(folder, settings)
 
     def _reach_endpoint(self, settings: LlmSettings) -> ChatModel:
         from .endpoint import endpoint_key

@@ -8,6 +8,7 @@ from typing import Any
 from resia.agents.ports import Line
 from resia.events import (
     ControlRequested,
+    DriftRequested,
     EditRequested,
     Event,
     Fact,
@@ -108,7 +109,7 @@ def _feedback(resources: Resources, live_of: LiveOf) -> Role:
 def _trainer(resources: Resources, live_of: LiveOf) -> Role:
     import time
 
-    from resia.trainers import decider, performing
+    from resia.trainers import decider, drift, performing
 
     def perform(state: RunState, fact: Fact, _: Line) -> Iterator[Sequence[Event]]:
         request = _request(state)
@@ -119,9 +120,11 @@ def _trainer(resources: Resources, live_of: LiveOf) -> Role:
             clock=time.monotonic,
             live=live_of(fact.envelope.run),
         )
+        if isinstance(fact.event, DriftRequested):
+            return drift.measure(state, fact, ports)
         return performing.train(state, fact, ports)
 
-    return Role("trainer", decider.DECIDES, decider.decide, (RoundRequested,), perform)
+    return Role("trainer", decider.DECIDES, decider.decide, (RoundRequested, DriftRequested), perform)
 
 
 def _kernel_bench(resources: Resources, live_of: LiveOf) -> Role:

@@ -29,6 +29,7 @@ from .config import ProcessConfig
 from .endpoint import check_endpoints, endpoint_digest
 from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
 from .server import Access
+from .serving_engine import check_engine, check_resumed
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
@@ -111,8 +112,6 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
     from resia.agents.perturbing import offered
     from resia.trainers.objectives import FEASIBLE
 
-    from .assets import model_digest
-
     if settings.algorithm is not None and settings.algorithm not in FEASIBLE:
         raise UnknownName("algorithm (of those built)", settings.algorithm, FEASIBLE)
     if settings.algorithm is not None and settings.loop.mode == "H":
@@ -122,7 +121,7 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
     check_endpoints(settings)
     _check_prices(settings)
     remote = settings.engine.kind == "openai"
-    weights = endpoint_digest(settings) if remote else model_digest(model_folder(settings.engine, cache))
+    weights = endpoint_digest(settings) if remote else _weights(settings, cache)
     settings = msgspec.structs.replace(settings, domain=recorded_name(settings.domain))
     domain = domain_for(settings, cache)
     items = {split: tuple(item.id for item in domain.items(split)) for split in SPLITS}
@@ -157,6 +156,15 @@ def first_event(settings: RunSettings, cache: Path | None) -> RunRequested:
         perturbations=offered(domain),
         verifier=domain.spec.verifier,
     )
+
+
+def _weights(settings: RunSettings, cache: Path | None) -> str:
+    """Digest of the model's folder, which the servers that are to answer have to serve."""
+    from .assets import model_digest
+
+    folder = model_folder(settings.engine, cache)
+    check_engine(settings.engine, folder, cache)
+    return model_digest(folder)
 
 
 def _check_prices(settings: RunSettings) -> None:
@@ -212,6 +220,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     async for fact in bus.read(session.run):
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
             check_endpoints(fact.event.settings)
+            check_resumed(fact.event.settings.engine, session.cache)
             return fact.event.settings
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 

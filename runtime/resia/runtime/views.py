@@ -45,11 +45,13 @@ def _kept(entry: RunEntry) -> str:
 async def status_view(store: Store, run: str) -> Shown:
     """The table of what was tried, alarms, cost, the memory of edits, and controls."""
     from .console import controls_table, cost_table, table
+    from .drift_view import drift_text, drifts_of
     from .edits_table import edits_table
 
     state = await state_of(store, run)
     result, tried, edits = summary(state), rows(state), tried_edits(state)
     alarms = [f"alarm: {a.probe}: {a.detail}" for a in state.alarms]
+    alarms += [f"alarm: drift: {drift_text(d)}" for d in drifts_of(state) if d.alarmed]
     cost = f"{result.events} events, {result.rollouts} rollouts, {result.tokens:,} tokens{_money(result)}"
     about = f"{run} (fork of {result.parent})" if result.parent else run
     head = f"{about}: {result.status}{f': {result.reason}' if result.reason else ''}"
@@ -61,7 +63,8 @@ async def status_view(store: Store, run: str) -> Shown:
     elif result.controls_error:
         parts.append(f"controls failed: {result.controls_error}")
     listed = {"candidates": msgspec.to_builtins(tried), "edits": msgspec.to_builtins(edits)}
-    line = {"run": run, **msgspec.to_builtins(result), **listed}
+    drifts = msgspec.to_builtins(drifts_of(state))
+    line = {"run": run, **msgspec.to_builtins(result), **listed, **({"drifts": drifts} if drifts else {})}
     return Shown((line,), tuple(parts))
 
 

@@ -12,6 +12,9 @@ from resia.events import (
     Algorithm,
     Blob,
     Candidate,
+    DriftRequested,
+    EngineSettings,
+    EvaluationCompleted,
     Event,
     Fact,
     RolloutsRequested,
@@ -28,7 +31,9 @@ from resia.events.ids import seed_for
 from resia.events.settings import OFF_POLICY
 from resia.replay.state import RunState, Training
 
-DECIDES = (TrainingRequested, ShardSampled, RoundTrained)
+DECIDES = (TrainingRequested, ShardSampled, RoundTrained, EvaluationCompleted)
+OWN_ENGINE = "transformers"  # computes log-probabilities with the trainer's own model
+DRIFT_ROLLOUTS = 16  # of an evaluation are compared, spread over all of them
 
 
 class Plan(NamedTuple):
@@ -72,8 +77,19 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
             return _sampled(state.trainings[event.evaluation], event)
         case RoundTrained():
             return _after_round(state, request, event)
+        case EvaluationCompleted():
+            return _drift(request.settings.engine, event)
         case _:
             return []
+
+
+def _drift(engine: EngineSettings, event: EvaluationCompleted) -> list[Event]:
+    """What is to be compared of an evaluation that a server sampled. A test is left out: its candidates were measured
+    before, and the run ends with it."""
+    if engine.kind == OWN_ENGINE or event.purpose in ("test", "baseline") or not event.rollouts:
+        return []
+    every = -(-len(event.rollouts) // DRIFT_ROLLOUTS)
+    return [DriftRequested(event.request, event.candidate, event.rollouts[::every], engine.drift_limit)]
 
 
 def _first_round(state: RunState, training: str, event: TrainingRequested) -> Event:

@@ -1,11 +1,11 @@
-"""Drawing tokens: one generator a row, inverse-CDF sampling, log-probabilities and stopping.
+"""Drawing tokens: one generator a row, inverse-CDF sampling and log-probabilities.
 
-Knows nothing of models or caches: it sees logits, uniforms and a tokenizer's `decode`.
+Knows nothing of models or caches: it sees logits and uniforms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,31 +42,3 @@ def draw(logits_B_V: torch.Tensor, temperature: float, uniform_B: torch.Tensor) 
         target_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
         tokens_B = torch.searchsorted(cdf_B_V, target_B1, right=True)[:, 0]
     return Drawn(tokens_B, logprobs_B_V.gather(1, tokens_B[:, None])[:, 0])
-
-
-class Stopper:
-    """Says when a row is finished and what its text is. `decode(tokens, skip_special)` gives text."""
-
-    def __init__(
-        self, decode: Callable[[list[int], bool], str], end_tokens: frozenset[int], stop: tuple[str, ...]
-    ) -> None:
-        self._decode = decode
-        self._end_tokens = end_tokens
-        self._stop = stop
-        # A token holds at least one byte, so no occurrence spans more tokens; one more shields the first from a
-        # decoder that trims leading space.
-        self._tail = 1 + max((len(text.encode()) for text in stop), default=0)
-
-    def stops(self, tokens: list[int]) -> bool:
-        """Whether the last of `tokens` ended the completion."""
-        if tokens[-1] in self._end_tokens:
-            return True
-        if not self._stop:
-            return False
-        tail = self._decode(tokens[-self._tail :], False)
-        return any(text in tail for text in self._stop)
-
-    def text(self, tokens: list[int]) -> str:
-        """Decoded completion up to the first stop string, without special tokens."""
-        whole = self._decode(tokens, True)
-        return whole[: min((at for text in self._stop if (at := whole.find(text)) >= 0), default=len(whole))]

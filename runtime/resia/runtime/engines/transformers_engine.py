@@ -3,8 +3,8 @@
 Unlike `model.generate` it gives every row a generator of its own, returns the log-probability of each token under the
 distribution it was drawn from, and computes what the rows of a batch share only once. Tokens depend on the manifest and
 on the batch: neighbours change float32 results in the last digits only, lower precisions more.
-Collaborators: `sampling` (draws, stops), `decoding` (the batch in flight), `shared_prefix` (attention), `lora`
-(adapters). Knows nothing of harnesses, scores or events.
+Collaborators: `sampling` (draws), `chat_tokens` (prompts, stops), `decoding` (the batch in flight), `shared_prefix`
+(attention), `lora` (adapters). Knows nothing of harnesses, scores or events.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
+from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
 from transformers.utils import logging
 
 from resia.agents.ports import NO_ROOM, Completion, Sampling
@@ -25,15 +24,13 @@ from resia.events import EngineSettings, Manifest, Message
 from resia.events.errors import ModelError, boundary
 from resia.runtime.assets import model_digest
 
-from . import harmony
+from .chat_tokens import ChatTokens, end_tokens, load_tokenizer
 from .decoding import Decoding
 from .lora import Adapters
-from .sampling import Stopper, draw, uniforms
+from .sampling import draw, uniforms
 from .shared_prefix import NAME, Prefix, common_prefix, prefill_prefix
 
 KEEP_PREFIXES = 4
-# Some templates write today's date, gpt-oss's among them. What a clock says must reach no token, so the day is fixed.
-FIXED_DAY = "{%- macro strftime_now(format) -%}2025-08-05{%- endmacro -%}"
 OWN = frozenset({"gpt_oss"})  # architectures whose own attention runs: sliding windows and sinks share no prefix
 
 
@@ -48,8 +45,10 @@ class TransformersEngine:
         logging.disable_progress_bar()
         with boundary(ModelError, f"model {settings.model} in {model_dir} does not load"):
             digest = model_digest(model_dir)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
             self._model: Any = _loaded(model_dir, settings)
+            tokenizer = load_tokenizer(model_dir)
+            ends = end_tokens(tokenizer, self._model.generation_config)
+            self._chat = ChatTokens(tokenizer, ends, settings.thinking_tokens, settings.effort)
         kinds = set(getattr(self._model.config, "layer_types", None) or ["full_attention"])
         self._window: int | None = self._model.config.sliding_window if self._model.config.model_type in OWN else None
         if kinds != {"full_attention"} and self._window is None:
@@ -57,10 +56,6 @@ class TransformersEngine:
                 f"model {settings.model} has layers of {', '.join(sorted(kinds))}; only full attention works"
             )
         self._settings = settings
-        self._harmony = harmony.speaks(self._tokenizer.get_vocab())
-        template = self._tokenizer.chat_template
-        if isinstance(template, str) and "strftime_now" in template:
-            self._tokenizer.chat_template = f"{FIXED_DAY}{template}"
         self._adapters = Adapters(self._model, digest)
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], Prefix] = OrderedDict()
         self._manifest = Manifest(
@@ -92,19 +87,14 @@ class TransformersEngine:
             return []
         key = self._adapters.use(adapter)
         with boundary(ModelError, f"model {self._settings.model} failed to generate"), torch.inference_mode():
-            encoded = self._encode(prompts)
-            sampling = self._with_thought(sampling)
+            encoded = self._chat.encode(prompts)
+            sampling = self._chat.with_thought(sampling)
             room = self._model.config.max_position_embeddings - sampling.max_new_tokens
             rows = [row for row, tokens in enumerate(encoded) if len(tokens) <= room]
             some = [encoded[row] for row in rows], [seeds[row] for row in rows]
             sampled = dict(zip(rows, self._sample(key, *some, sampling, on_tokens), strict=True))
             none = [Completion(tuple(tokens), (), (), "", NO_ROOM) for tokens in encoded]
             return [sampled.get(row, none[row]) for row in range(len(encoded))]
-
-    def _with_thought(self, sampling: Sampling) -> Sampling:
-        """With the room that a model which thinks first has beside what the harness gives its answer."""
-        thought = self._settings.thinking_tokens if self._harmony else 0
-        return msgspec.structs.replace(sampling, max_new_tokens=sampling.max_new_tokens + thought)
 
     def _sample(
         self,
@@ -122,18 +112,6 @@ class TransformersEngine:
         decoding = Decoding(self._model, prefix, suffixes, sampling.max_new_tokens, self._window)
         return self._decode(decoding, encoded, sampling, seeds, on_tokens)
 
-    def _encode(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of each prompt in the model's chat format, open for the assistant's turn."""
-        known: dict[tuple[Message, ...], list[int]] = {}
-        extra = {"reasoning_effort": self._settings.effort} if self._settings.effort else {}
-        for prompt in map(tuple, prompts):
-            if prompt not in known:
-                chat = [{"role": message.role, "content": message.content} for message in prompt]
-                known[prompt] = self._tokenizer.apply_chat_template(
-                    chat, add_generation_prompt=True, return_dict=False, **extra
-                )
-        return [known[tuple(prompt)] for prompt in prompts]
-
     def _prefix(self, adapter: str, tokens: list[int]) -> Prefix | None:
         """Keys and values of the shared tokens, kept from call to call for a few (adapter, tokens)."""
         if not tokens:
@@ -146,22 +124,6 @@ class TransformersEngine:
             self._prefixes.popitem(last=False)
         return self._prefixes[key]
 
-    def _stopper(self, stop: tuple[str, ...]) -> harmony.Stops:
-        declared = self._model.generation_config.eos_token_id
-        ends = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
-
-        def decode(tokens: list[int], skip_special: bool) -> str:
-            text: str = self._tokenizer.decode(
-                tokens, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-            )
-            return text
-
-        plain = Stopper(decode, frozenset(ends), stop)
-        if not self._harmony:
-            return plain
-        ids = dict(zip(harmony.MARKS, self._tokenizer.convert_tokens_to_ids(list(harmony.MARKS)), strict=True))
-        return harmony.FinalStopper(ids, ends, plain, lambda tokens: decode(tokens, False))
-
     def _decode(
         self,
         decoding: Decoding,
@@ -172,7 +134,7 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Sample until every row has stopped or is long enough."""
         uniforms_B_T = uniforms(seeds, sampling.max_new_tokens)
-        stopper = self._stopper(sampling.stop)
+        stopper = self._chat.stopper(sampling.stop)
         tokens: list[list[int]] = [[] for _ in encoded]
         logprobs: list[list[float]] = [[] for _ in encoded]
         stopped: set[int] = set()
