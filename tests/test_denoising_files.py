@@ -235,10 +235,10 @@ def test_the_commands_write_what_is_given_and_score_what_comes_back(tmp_path, ca
     assert "is there already and not an empty folder: give another to --out" in capsys.readouterr().err
     assert main(["task", "items", "lawbench", "--out", str(tmp_path / "l"), "--set", "synthetic=true"]) == 2
     assert "domain 'lawbench' gives nothing but prompts" in capsys.readouterr().err
-    assert main([*command, "--protocol", "publishd"]) == 2
+    assert main([*command, "--protocol", "public"]) == 2
     assert "did you mean published?" in capsys.readouterr().err
     with pytest.raises(UnknownName):
-        score(tmp_path / "mine", "publishd")
+        score(tmp_path / "mine", "public")
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the celltypist sample is not in ../shared/data")

@@ -13,16 +13,18 @@ from scripted import ScriptedEngine, Tape, confined, ports
 from whole_runs import Quick, play_all
 
 from given import requested
-from resia.agents import answers, rollout
+from resia.agents import answers, llm_trial, rollout
 from resia.agents.code_sources import block
+from resia.agents.llm_reply import Invalid
 from resia.agents.proposing import first_harness
 from resia.agents.toolbox import tools_of
 from resia.domains import trials
 from resia.domains.admission import examine
-from resia.domains.denoising.domain import Denoising
+from resia.domains.denoising.domain import Denoising, DenoisingOptions
 from resia.domains.denoising.items import halves_of
+from resia.domains.denoising.program_domain import ProgramDenoising
 from resia.domains.programs import ProgramLimits, worth
-from resia.domains.registry import load_domain
+from resia.domains.registry import _whole, load_domain
 from resia.domains.trials import Plan, try_out
 from resia.events import (
     Candidate,
@@ -343,3 +345,34 @@ def test_the_first_harness_shows_the_references_and_says_what_may_be_imported():
     assert "numpy, scipy and scikit-learn" in text
     assert block(MAGIC) in text
     assert f"{ProgramLimits().cpu_s} seconds" in text
+
+
+def test_a_proposed_dispatch_that_tries_programs_out_is_taken_and_one_that_fails_is_not(sandbox):
+    """A proposal is tried without an item, so a trial of a program says there what it says of a valid one."""
+    harness = first_harness(DOMAIN.spec)
+    good = (
+        "def dispatch(request, tools):\n    assert tools.attempt(**request)['ok']\n    return tools.submit(**request)\n"
+    )
+    llm_trial.try_out(msgspec.structs.replace(harness, tool_dispatch=good), DOMAIN, sandbox)
+    bad = good.replace("['ok']", "['score']")
+    with pytest.raises(Invalid, match="KeyError"):
+        llm_trial.try_out(msgspec.structs.replace(harness, tool_dispatch=bad), DOMAIN, sandbox)
+
+
+class TwoSteps(ProgramDenoising):
+    """A program and then another."""
+
+    @property
+    def spec(self):
+        return msgspec.structs.replace(super().spec, steps=2)
+
+    def observe(self, item, answers):
+        return "Again."
+
+    def score_steps(self, item, answers):
+        raise AssertionError("never loaded")
+
+
+def test_programs_have_one_step():
+    with pytest.raises(UsageError, match="domain 'two' takes programs, so its rollouts have one answer"):
+        _whole("two", TwoSteps(DenoisingOptions(synthetic=True)))

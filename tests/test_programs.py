@@ -204,7 +204,6 @@ def test_without_any_locks_programs_are_refused_unless_that_is_wanted():
     with ProgramChamber(unsafe_local=True, libraries=(), tiers=[]) as open_one:
         assert open_one.tier == "unsafe-local: rlimits only"
         np.testing.assert_array_equal(call(open_one, body("return X")), X)
-        assert refused(open_one, body("while True: pass"))[0] == "timeout"
     with pytest.raises(BoundaryError, match="closed"):
         call(open_one, body("return X"))
 

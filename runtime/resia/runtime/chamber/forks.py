@@ -29,6 +29,7 @@ from .tiers import UNSAFE, Tier
 
 START_S = 120.0
 _MESSAGE_BYTES = 1 << 16
+_DETAIL_CHARS = 600
 _TICK_S = 0.5  # by which the system may count fewer CPU seconds than it kills for
 # Packages of ours whose folders alone can be read inside; none of them runs an __init__ of ours.
 _PROGRAM = """
@@ -292,4 +293,4 @@ class Guest:
 
 
 def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_DETAIL_CHARS])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resia.domains.programs import Program, ProgramLimits
-from resia.events.errors import SandboxError
+from resia.events.errors import SandboxError, UsageError
 from resia.runtime.sandbox import wire
 
 from .forks import FOLDERS, START_S, Forks, Guest, Kind, Talk
@@ -47,6 +47,8 @@ class ProgramChamber:
     def __init__(
         self, unsafe_local: bool = False, libraries: Sequence[str] = LIBRARIES, tiers: Sequence[Tier] | None = None
     ) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise UsageError("programs as answers share their arrays as Linux does: run them on Linux")
         self._lock = threading.Lock()
         folders = tuple(FOLDERS.values())
         kind = Kind("program", "resia.runtime.chamber.program_guest", FOLDERS, {**SETUP, "libraries": libraries})
