@@ -32,12 +32,12 @@ async def held_view(store: Store, run: str | None) -> Shown:
 
 
 async def _listen(bus: Bus, run: str) -> list[Holding]:
-    holding: dict[tuple[str, str, int], Holding] = {}
+    holding: dict[tuple[str, str], Holding] = {}  # the last word of each worker
     with suppress(TimeoutError):
         async with asyncio.timeout(LISTEN_S):
             async for data in bus.live(run):
                 if found := heard(data):
-                    holding[found.run, found.worker, found.sequence] = found
+                    holding[found.run, found.worker] = found
     return list(holding.values())
 
 
