@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -35,15 +36,17 @@ from resia.events import (
     ShardSampled,
     SystemPrompt,
 )
-from resia.events.errors import BlobError
+from resia.events.errors import BlobError, UsageError
 from resia.events.ids import sha256
 from resia.replay.state import RunState
+from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
 from resia.runtime.config import ProcessConfig
 from resia.runtime.console import View
 from resia.runtime.held import held_view
 from resia.runtime.holding import Holding, Pace, heard
 from resia.runtime.logreader import ARRIVALS_BYTES, ARRIVALS_LIMIT, Arrivals
+from resia.runtime.resources import Resources
 from resia.runtime.server import running_access
 from resia.runtime.shift import Shift, Stalled
 from resia.runtime.store import Store
@@ -404,22 +407,27 @@ async def test_a_process_that_makes_no_progress_ends_with_a_reason(stepped, tmp_
     assert await process.ended() == 1
 
 
-async def test_progress_puts_the_end_of_a_step_off():
-    shift, loop, limits = Shift(stalled_s=600.0), asyncio.get_running_loop(), list[float]()
+async def test_progress_and_computing_put_the_end_of_a_step_off(monkeypatch):
+    """Each lasts longer than may be quiet: one says so now and then, one only computes."""
+    monkeypatch.setattr("resia.runtime.shift.BUSY", 0.001)
+    shift, loop = Shift(stalled_s=0.2), asyncio.get_running_loop()
 
-    async def look() -> None:
-        limits.append(shift._limit.when())
+    async def say() -> float:
+        shift.progressed()
+        return shift.quiet_s
 
     def perform() -> Iterator[list[Event]]:
-        asyncio.run_coroutine_threadsafe(look(), loop).result(LIMIT_S)
-        while loop.time() <= limits[0] - 600.0:
+        started = loop.time()
+        while loop.time() < started + 0.3:
+            assert asyncio.run_coroutine_threadsafe(say(), loop).result(LIMIT_S) < 0.2
+        yield []
+        used_s = time.process_time()
+        while time.process_time() < used_s + 0.3:
             continue
-        loop.call_soon_threadsafe(shift.progressed)
-        asyncio.run_coroutine_threadsafe(look(), loop).result(LIMIT_S)
         yield []
 
-    assert await shift.step(perform()) == []
-    assert limits[1] > limits[0]
+    batches = perform()
+    assert [await shift.step(batches) for _ in range(3)] == [[], [], None]
     assert shift.threads == 0
 
 
@@ -552,3 +560,17 @@ def test_a_person_who_watches_is_told_once_of_a_slow_worker(capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "slow" in line]
     assert len(said) == 1
     assert said[0].endswith("w1 is slow on event 2 (edit-requested): no progress for 301 s")
+
+
+# -- what runs share -------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_seed_share_their_domain(tmp_path):
+    chosen = {"domain_options": {"synthetic": True, "search_items": 2}}
+    requests = [requested(seed=seed, **chosen) for seed in (1, 2)]
+    resources = Resources(DirectoryBlobs(tmp_path), None, False)
+    digest = resources.domain_digest(requests[0])
+    first, second = (resources.domain(replace(request, domain_digest=digest)) for request in requests)
+    assert first is second
+    with pytest.raises(UsageError, match="is not what the run began with"):
+        resources.domain(requests[0])

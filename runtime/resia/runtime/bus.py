@@ -446,7 +446,8 @@ class Bus:
     # -- live progress: core NATS, stored nowhere -----------------------------------------------------------------
 
     async def publish_live(self, run: str, role: str, data: dict[str, Any]) -> None:
-        await self._client.publish(names.live(run, role), msgspec.json.encode(data))
+        with _bus_errors("tell of progress"):
+            await self._client.publish(names.live(run, role), msgspec.json.encode(data))
 
     async def live(self, run: str) -> AsyncIterator[dict[str, Any]]:
         subscription = await self._client.subscribe(names.live(run, "*"))

@@ -8,6 +8,7 @@ Knows nothing of the bus, of roles or of signals.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,8 @@ import msgspec
 from resia.events.errors import WorkerError
 
 from .config import MAX_RUNS
+
+BUSY = 0.1  # of the time that nothing was heard: who computes that much is not hung, as scoring says nothing of itself
 
 
 class Stalled(WorkerError):
@@ -33,7 +36,6 @@ class Shift:
         self._leaving = asyncio.Event()
         self._turn = asyncio.Lock()
         self.waiting = 0  # runs that have asked for a turn
-        self._limit: asyncio.Timeout | None = None
         self._moved_at: float | None = None
 
     def is_over(self) -> bool:
@@ -69,16 +71,22 @@ class Shift:
     async def step(self, batches: Iterator[Sequence[msgspec.Struct]]) -> Sequence[msgspec.Struct] | None:
         """The next of `batches`, made in a thread; None after the last. Raises Stalled when it makes no progress."""
         self.progressed()
+        thread, used_s = asyncio.ensure_future(asyncio.to_thread(self._next, batches)), time.process_time()
         try:
-            async with asyncio.timeout(self.stalled_s) as limit:
-                self._limit = limit
-                return await asyncio.to_thread(self._next, batches)
-        except TimeoutError as cause:
-            if not limit.expired():
-                raise  # it is the performance's own
-            raise Stalled(f"no progress for {self.stalled_s:g} s") from cause
+            while not (await asyncio.wait([thread], timeout=self._left_s()))[0]:
+                if self.stalled_s is None or self.quiet_s < self.stalled_s:
+                    continue
+                used_s, before_s = time.process_time(), used_s
+                if used_s - before_s < BUSY * self.stalled_s:
+                    raise Stalled(f"no progress for {self.stalled_s:g} s")
+                self.progressed()
+            return thread.result()
         finally:
-            self._limit = None
+            thread.cancel()
+
+    def _left_s(self) -> float | None:
+        """Seconds until it is time to look whether anything moved."""
+        return None if self.stalled_s is None else max(self.stalled_s - self.quiet_s, 0.0)
 
     def _next(self, batches: Iterator[Sequence[msgspec.Struct]]) -> Sequence[msgspec.Struct] | None:
         self.threads += 1
@@ -89,10 +97,7 @@ class Shift:
 
     def progressed(self) -> None:
         """What is performed has come further."""
-        now = asyncio.get_running_loop().time()
-        self._moved_at = now
-        if self._limit is not None and not self._limit.expired() and self.stalled_s is not None:
-            self._limit.reschedule(now + self.stalled_s)
+        self._moved_at = asyncio.get_running_loop().time()
 
     @property
     def quiet_s(self) -> float:
