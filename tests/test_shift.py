@@ -46,12 +46,13 @@ from resia.runtime.console import View
 from resia.runtime.held import held_view
 from resia.runtime.holding import Holding, Pace, heard
 from resia.runtime.logreader import ARRIVALS_BYTES, ARRIVALS_LIMIT, Arrivals
+from resia.runtime.protocol import RunEntry
 from resia.runtime.resources import Resources
 from resia.runtime.server import running_access
 from resia.runtime.shift import Shift, Stalled
 from resia.runtime.store import Store
 from resia.runtime.supervisor import Died, Supervisor
-from resia.runtime.worker import Role, Worker, cancelled, serve_runs
+from resia.runtime.worker import Role, Worker, cancelled, preferred, serve_runs
 
 LIMIT_S = 60
 
@@ -212,6 +213,28 @@ async def test_a_process_serves_so_many_runs_and_the_others_when_one_has_ended(h
     gate.open.set()
     await until(home.bus, "second", RunFailed)
     await cancelled([task])
+
+
+def test_workers_that_serve_few_runs_do_not_all_choose_the_same():
+    entries = [RunEntry(f"run-{number}", "") for number in range(20)]
+    orders = [[entry.run for entry in preferred(f"task-{worker}", entries)] for worker in range(200)]
+    assert all(sorted(order) == sorted(entry.run for entry in entries) for order in orders)
+    assert len({order[0] for order in orders}) == 20
+
+
+async def test_two_workers_of_one_run_each_serve_two_runs(home):
+    gates = {run: Gate(run) for run in ("a", "b")}
+    entries = [RunEntry(run, "") for run in gates]
+    workers = {preferred(name, entries)[0].run: name for name in (f"w{n}" for n in range(20))}
+    for run in gates:
+        await begin(home.bus, run)
+    tasks = [process_of(home.bus, Gated(1, gates[run]), workers[run], Shift(max_runs=1)) for run in gates]
+    for gate in gates.values():
+        await gate.stood_before()
+    for run, gate in gates.items():
+        gate.open.set()
+        await until(home.bus, run, RunFailed)
+    await cancelled(tasks)
 
 
 async def test_a_run_that_was_given_up_is_tried_again(home, monkeypatch):

@@ -41,6 +41,7 @@ from resia.replay.state import RunState
 from .bus import ACK_WAIT_S, AGAIN_S, Bus, Durable, Work
 from .holding import Holding
 from .lineage import origin_of
+from .protocol import RunEntry
 from .shift import Shift
 
 DECIDE_TRIES = 8
@@ -355,12 +356,17 @@ async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk], shi
     """Serve every active run, now and as they appear, until the shift is over."""
     shift, serving = shift or Shift(), dict[str, asyncio.Task[None]]()
 
+    def begin(entry: RunEntry) -> None:
+        served = entry.run in serving and not serving[entry.run].done()
+        if entry.status == "active" and not served:
+            serving[entry.run] = group.create_task(_serve_one(bus, role, clerk_of(entry.run), shift))
+
     async def attend() -> None:
+        for entry in preferred(clerk_of("").worker, await bus.runs()):
+            begin(entry)
         async with aclosing(bus.watch_runs()) as entries:
             async for entry in entries:
-                served = entry.run in serving and not serving[entry.run].done()
-                if entry.status == "active" and not served:
-                    serving[entry.run] = group.create_task(_serve_one(bus, role, clerk_of(entry.run), shift))
+                begin(entry)
 
     async with asyncio.TaskGroup() as group:
         attending = group.create_task(attend())
@@ -370,6 +376,11 @@ async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk], shi
             await asyncio.gather(*serving.values())
         finally:
             await cancelled([attending, *serving.values()])
+
+
+def preferred(worker: str, entries: Sequence[RunEntry]) -> list[RunEntry]:
+    """The runs in an order of the worker's own, so that those who may serve a few only do not all choose the same."""
+    return sorted(entries, key=lambda entry: sha256(f"{worker}/{entry.run}".encode()))
 
 
 async def _serve_one(bus: Bus, role: Role, clerk: Clerk, shift: Shift) -> None:
