@@ -320,6 +320,25 @@ async def test_what_a_worker_had_in_hand_when_it_was_cut_off_is_taken_at_once(ho
     assert sorted(second.performed) == [("r", 0), ("r", 1)]
 
 
+async def test_who_is_cut_off_while_it_gives_back_leaves_the_connection_whole(home):
+    await begin(home.bus, "r")
+
+    async def attend() -> None:
+        async with home.bus.durable("r", "feedback", ["run-requested"]):
+            attached.set()
+            await asyncio.Event().wait()
+
+    for rounds in range(1, 12):
+        attached = asyncio.Event()
+        task = asyncio.create_task(attend())
+        await asyncio.wait_for(attached.wait(), LIMIT_S)
+        for _ in range(rounds):  # the first leads to giving back, a later one interrupts it somewhere
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.wait([task]), LIMIT_S)
+        assert await home.bus.last_sequence("r") == 1
+
+
 async def test_workers_are_restarted_in_turn_and_every_request_is_performed_once(home):
     """Twelve workers one after the other, each told to leave with something in hand."""
     made, performed, count = [Shift() for _ in range(12)], list[tuple[str, int]](), 13

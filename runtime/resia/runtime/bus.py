@@ -385,12 +385,15 @@ class Bus:
             yield Durable(self, run, role, subscription)
         finally:
             with suppress(nats.errors.Error, asyncio.TimeoutError):
-                await self._give_back(subscription)
+                await self._give_back(stream, subscription)
+            with suppress(nats.errors.Error, asyncio.TimeoutError):
                 await subscription.unsubscribe()
 
-    async def _give_back(self, subscription: JetStreamContext.PullSubscription) -> None:
+    async def _give_back(self, stream: str, subscription: JetStreamContext.PullSubscription) -> None:
         """What the server sent while nobody here asked for it any more goes to others at once."""
-        await self._client.flush(2)
+        # After an answer all is here that was sent before. Not `flush`: one that is cancelled ends the connection for
+        # good, as the client fails on the server's PONG.
+        await self._js.stream_info(stream)
         while subscription.pending_msgs:
             for message in await subscription.fetch(1, timeout=AGAIN_S):
                 await message.nak()
