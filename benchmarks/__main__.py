@@ -118,6 +118,26 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("over generate, batched", ("speedup", "over_batch"), "{:.1f} x"),
         Figure("over generate, one by one", ("speedup", "over_serial"), "{:.1f} x"),
     ),
+    "scale": (
+        *(
+            figure
+            for count in ("1", "2", "4", "8")
+            for figure in (
+                Figure(f"task workers: {count}", ("rollouts", count, "rollouts_per_s"), "{:.1f} rollouts/s"),
+                Figure("of one process without a log", ("rollouts", count, "ratio")),
+            )
+        ),
+        *(
+            figure
+            for count in ("1", "10", "100")
+            for figure in (
+                Figure(f"runs written at once: {count}", ("appends", count, "ours_events_per_s"), "{:,.0f} /s"),
+                Figure("of the bare client's", ("appends", count, "ratio"), goal=">= 0.5"),
+            )
+        ),
+        Figure("a resting run, in a worker", ("idle", "slopes", "worker_memory_mb_a_run"), "{:.3f} MB"),
+        Figure("a resting run, in the server", ("idle", "slopes", "server_memory_mb_a_run"), "{:.3f} MB"),
+    ),
 }
 
 

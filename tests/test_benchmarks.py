@@ -68,6 +68,20 @@ def test_startup_and_overhead_of_one_run(measured, everything, tmp_path):
     assert shows(everything, "overhead", overhead) == ["bus and log, tiny model"]
 
 
+def test_scale(measured, everything):
+    small = ("--events", "60", "--items", "2", "--group", "2", "--shard", "4", "--rounds", "1", "--long", "50")
+    result = measured("scale", "--workers", "1", "--runs", "1,2", "--span", "0.1", *small)
+    row = result["rollouts"]["1"]
+    assert result["rollouts_per_s"] == {"1": row["rollouts_per_s"]}
+    assert row["ratio"] == pytest.approx(row["rollouts_per_s"] / row["floor_rollouts_per_s"], rel=0.05)
+    assert (row["took_part"], row["rollouts"]) == (1, 2 * 2 + 2 + 12)
+    assert [row["runs"] for row in result["appends"].values()] == [1, 2]
+    assert all(min(row["ours_events_per_s"], row["client_events_per_s"]) > 0 for row in result["appends"].values())
+    assert [row["runs"] for row in result["idle"]["rows"]] == [1, 2]
+    assert min(result["blobs"]["puts_per_s"], result["blobs"]["bytes_per_rollout"]) > 0
+    assert "task workers: 1" in shows(everything, "scale", result)
+
+
 def test_log(measured, everything):
     small = ("--events", "200", "--rounds", "2", "--batch", "20", "--long", "200", "--tails", "3")
     result = measured("log", *small)

@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from resia.replay.state import RunState
 from resia.runtime import bus as bus_module
 from resia.runtime import worker as worker_module
 from resia.runtime.blobs import DirectoryBlobs
-from resia.runtime.bus import Bus, reach
+from resia.runtime.bus import Bus, Durable, reach
 from resia.runtime.process import configure_logs
 from resia.runtime.protocol import Appended
 from resia.runtime.server import Access
@@ -115,10 +116,13 @@ class _Handed(NamedTuple):
     async def in_progress(self) -> None:
         await self.work.in_progress()
 
+    async def give_back(self) -> None:
+        await self.work.give_back()
+
 
 def disturb(bus: Bus, actor: Actor, strikes: Strikes, notebook: Notebook) -> None:
     """Have this connection strike at its boundaries and note what was acknowledged."""
-    append, work, request = bus.append, bus.work, bus._client.request
+    append, durable, request = bus.append, bus.durable, bus._client.request
     seen: set[int] = set()
 
     async def struck_append(run: str, drafts: Sequence[Draft], fence: int | None = None) -> Appended:
@@ -135,13 +139,23 @@ def disturb(bus: Bus, actor: Actor, strikes: Strikes, notebook: Notebook) -> Non
             await strikes.at("amid", subject.rpartition(".")[2])
         return await request(subject, *args, **kwargs)
 
-    async def watched_work(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for handed in work(*args, **kwargs):
+    class Watched(NamedTuple):
+        durable: Durable
+
+        async def take(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+            handed = await self.durable.take(timeout)
+            if handed is None:
+                return None
             withhold = actor.forgets and handed.fact.sequence not in seen
             seen.add(handed.fact.sequence)
-            yield _Handed(handed, strikes, withhold)
+            return _Handed(handed, strikes, withhold)
 
-    bus.append, bus.work, bus._client.request = struck_append, watched_work, struck_request  # type: ignore
+    @asynccontextmanager
+    async def watched_durable(*args: Any, **kwargs: Any) -> AsyncIterator[Watched]:
+        async with durable(*args, **kwargs) as found:
+            yield Watched(found)
+
+    bus.append, bus.durable, bus._client.request = struck_append, watched_durable, struck_request  # type: ignore
 
 
 async def serve(folder: Path, access: Access, run: str, actor: Actor) -> None:

@@ -35,12 +35,16 @@ class Follows(Protocol):
 
 class AskingLine:
     """Implements `resia.agents.ports.Line` for one request under way. `ask` is called in the thread that performs it;
-    `append` writes an event for this request, and writes it once."""
+    `append` writes an event for this request, and writes it once; `waits` is told now and then that it waits."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, follower: Follows, append: Callable[[Event], Awaitable[None]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        follower: Follows,
+        append: Callable[[Event], Awaitable[None]],
+        waits: Callable[[], None] = lambda: None,
     ) -> None:
-        self._loop, self._follower, self._append = loop, follower, append
+        self._loop, self._follower, self._append, self._waits = loop, follower, append, waits
         self._cancel: Callable[[], object] = lambda: None
         self._closed = False
 
@@ -67,6 +71,7 @@ class AskingLine:
         kind, waited = NAMES[type(event)], 0.0
         while (state := await self._follower.until(_ended_or(answered), LONG_S)) is None:
             waited += LONG_S
+            self._waits()
             _log.warning(f"no {ASKED.get(type(event), 'worker')} has answered", asked=kind, waited_s=waited)
         if (answer := answered(state)) is None:
             raise BusError(f"the run ended before {kind} was answered")

@@ -9,17 +9,22 @@ from pathlib import Path
 from resia.events.errors import UnknownName, UsageError
 
 from .bus import reach
-from .config import ProcessConfig
+from .config import STALLED_S, ProcessConfig
+from .leaving import Stay, until_told
 from .logs import configure_logs
 from .permissions import Access
 from .process import serve
 from .roles import ROLE_NAMES
 from .server import running_access
+from .shift import Shift
 from .store import Store, require_run
 
 
-async def attach(role: str, store: Store, cache: Path | None, run: str | None, unsafe_local: bool) -> int:
-    """Serve until interrupted, or until `run` has ended."""
+async def attach(
+    role: str, store: Store, cache: Path | None, run: str | None, unsafe_local: bool, stay: Stay | None = None
+) -> int:
+    """Serve until told to leave, or until `run` has ended; the exit code."""
+    stay = stay or Stay()
     if role not in ROLE_NAMES:
         raise UnknownName("role", role, ROLE_NAMES)
     access = store.access() or running_access(store.folder)
@@ -42,9 +47,12 @@ async def attach(role: str, store: Store, cache: Path | None, run: str | None, u
         cache=cache,
         run=run,
         unsafe_local=unsafe_local,
+        grace_s=stay.grace_s,
+        stalled_s=STALLED_S if stay.stalled_s is None else stay.stalled_s,
+        max_runs=stay.max_runs,
     )
-    await serve(config)
-    return 0
+    shift = Shift(config.stalled_s, config.max_runs)
+    return await until_told(lambda: serve(config, shift), shift, config.grace_s)
 
 
 async def _require(access: Access, role: str, run: str) -> None:

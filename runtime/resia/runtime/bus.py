@@ -48,6 +48,8 @@ ACK_WAIT_S = 8.0  # a killed worker's task goes to another after this; a live on
 HEARTBEAT_S = 0.5  # of a reader's consumer: a server that came back is noticed after two to four of them
 PULL_S = 2.0  # a request for work is made anew this often: a server that came back knows nothing of the old one
 PING_S, PINGS = 1.0, 5  # a server that leaves so many unanswered has stopped, or cannot be reached
+AGAIN_S = 0.2  # for what was given back a moment ago: it is there at once, or another has it
+MAX_IN_HAND = 64  # messages of a durable that its processes hold together: who asks beyond it waits
 DEFAULT_PORT = 4222
 _TOO_FEW_NODES = (10005, 10074)  # a cluster that lacks some, and a server that is none
 _Answer = TypeVar("_Answer")
@@ -67,6 +69,41 @@ class Work(NamedTuple):
     async def in_progress(self) -> None:
         with _bus_errors("say that work is in hand"):
             await self.message.in_progress()
+
+    async def give_back(self) -> None:
+        """Not done: another may take it at once. Where that is not heard, it goes to another when the server misses
+        us."""
+        with suppress(nats.errors.Error, asyncio.TimeoutError):
+            await self.message.nak()
+
+
+class Durable:
+    """One process's share of what a role's durable hands out in a run."""
+
+    def __init__(self, bus: Bus, run: str, role: str, subscription: JetStreamContext.PullSubscription) -> None:
+        self._bus, self._run, self._role, self._subscription = bus, run, role, subscription
+
+    async def take(self, timeout: float | None = None) -> Work | None:  # noqa: ASYNC109
+        """The next message, None when none comes for `timeout` seconds, PULL_S by default."""
+        try:
+            (message,) = await self._subscription.fetch(1, timeout=timeout or PULL_S)
+        except (TimeoutError, nats.errors.TimeoutError):
+            return None
+        except (nats.errors.Error, nats.js.errors.Error):
+            self._bus.require_open(f"wait for work of {self._role} in run '{self._run}'")
+            await asyncio.sleep(RECONNECT_WAIT_S)
+            return None
+        return Work(_fact(self._run, message), message)
+
+
+class Held(NamedTuple):
+    """A durable: messages that wait, that processes have in hand, that were handed out again, and idle processes."""
+
+    durable: str
+    waiting: int
+    in_hand: int
+    again: int
+    idle: int
 
 
 class Bus:
@@ -158,11 +195,17 @@ class Bus:
         found = [await self.find_run(subject.removeprefix(prefix)) for subject in subjects]
         return [entry for entry in found if entry is not None]
 
-    async def watch_runs(self) -> AsyncIterator[RunEntry]:
+    async def watch_runs(self) -> AsyncGenerator[RunEntry, None]:
         """Every entry, now and whenever one changes."""
-        watcher, known = await self._watcher(), dict[str, RunEntry]()
+        watcher, known, seen = await self._watcher(), dict[str, RunEntry](), 0
         while True:
-            for entry in await self._news(watcher):
+            try:
+                update = await watcher.updates(timeout=WATCH_S)
+                seen = max(seen, (update.revision or 0) if update is not None else 0)
+                news = [msgspec.json.decode(update.value, type=RunEntry)] if update is not None and update.value else []
+            except (TimeoutError, nats.errors.TimeoutError):
+                seen, news = await self._unsaid(seen)
+            for entry in news:
                 if known.get(entry.run) != entry:
                     known[entry.run] = entry
                     yield entry
@@ -180,17 +223,16 @@ class Bus:
                 return watcher
             await asyncio.sleep(WATCH_S)  # nobody has begun a run here yet
 
-    async def _news(self, watcher: KeyValue.KeyWatcher) -> list[RunEntry]:
-        """What the watcher says, or every entry when it says nothing: it may have ended with an earlier server."""
-        try:
-            update = await watcher.updates(timeout=WATCH_S)
-            return [msgspec.json.decode(update.value, type=RunEntry)] if update is not None and update.value else []
-        except (TimeoutError, nats.errors.TimeoutError):
-            self._require_open("watch the registry of runs")
-        try:
-            return await self.runs()
-        except BusError:
-            return []  # no server for the moment
+    async def _unsaid(self, seen: int) -> tuple[int, list[RunEntry]]:
+        """Every entry when the registry is further than `seen` and the watcher is silent: it may have ended with an
+        earlier server. One question where nothing happened: many workers ask this all the time."""
+        self.require_open("watch the registry of runs")
+        with suppress(BusError):  # no server for the moment
+            with _bus_errors("look at the registry of runs"):
+                last: int = (await self._js.stream_info(f"KV_{REGISTRY}")).state.last_seq
+            if last != seen:
+                return last, await self.runs()
+        return seen, []
 
     async def set_status(self, run: str, status: str) -> None:
         await self.change_entry(run, status=status)
@@ -307,7 +349,8 @@ class Bus:
                     raise
             await asyncio.sleep(RECONNECT_WAIT_S)
 
-    def _require_open(self, what: str) -> None:
+    def require_open(self, what: str) -> None:
+        """BusError once the connection is given up."""
         if self._client.is_closed:
             raise BusError(f"{what}: the server went away for good")
 
@@ -385,7 +428,7 @@ class Bus:
                     after = batch[-1].sequence
                     yield batch
                     continue
-                self._require_open(f"read the log of run '{run}'")
+                self.require_open(f"read the log of run '{run}'")
                 with suppress(BusError):  # no server for the moment: the client is at it
                     if await self.last_sequence(run) > after:
                         return
@@ -393,8 +436,9 @@ class Bus:
             with suppress(nats.errors.Error, asyncio.TimeoutError):
                 await subscription.unsubscribe()
 
-    async def work(self, run: str, role: str, types: Sequence[str]) -> AsyncIterator[Work]:
-        """Messages for `role`, shared by its processes: each until acknowledged, oldest first."""
+    @asynccontextmanager
+    async def durable(self, run: str, role: str, types: Sequence[str]) -> AsyncIterator[Durable]:
+        """The messages for `role`, shared by its processes: each until acknowledged, oldest first."""
         stream = names.stream(run)
         config = api.ConsumerConfig(
             durable_name=role,
@@ -402,26 +446,36 @@ class Bus:
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=ACK_WAIT_S,
             max_deliver=-1,
-            max_ack_pending=64,
+            max_ack_pending=MAX_IN_HAND,
         )
         what = f"attach {role} to run '{run}'"
         await self._answered(what, lambda: self._js.add_consumer(stream, config))
         subscription = await self._answered(what, lambda: self._js.pull_subscribe_bind(consumer=role, stream=stream))
         try:
-            while True:
-                try:
-                    messages = await subscription.fetch(1, timeout=PULL_S)
-                except (TimeoutError, nats.errors.TimeoutError):
-                    continue
-                except (nats.errors.Error, nats.js.errors.Error):
-                    self._require_open(f"wait for work of {role} in run '{run}'")
-                    await asyncio.sleep(RECONNECT_WAIT_S)
-                    continue
-                for message in messages:
-                    yield Work(_fact(run, message), message)
+            yield Durable(self, run, role, subscription)
         finally:
             with suppress(nats.errors.Error, asyncio.TimeoutError):
+                await self._give_back(stream, subscription)
+            with suppress(nats.errors.Error, asyncio.TimeoutError):
                 await subscription.unsubscribe()
+
+    async def _give_back(self, stream: str, subscription: JetStreamContext.PullSubscription) -> None:
+        """What the server sent while nobody here asked for it any more goes to others at once."""
+        # After an answer all is here that was sent before. Not `flush`: one that is cancelled ends the connection for
+        # good, as the client fails on the server's PONG.
+        await self._js.stream_info(stream)
+        while subscription.pending_msgs:
+            for message in await subscription.fetch(1, timeout=AGAIN_S):
+                await message.nak()
+
+    async def held(self, run: str, durable: str) -> Held | None:
+        """How far a durable of the run is; None where there is none of this name."""
+        with _bus_errors(f"look up {durable} of run '{run}'"):
+            try:
+                i = await self._js.consumer_info(names.stream(run), durable)
+            except nats.js.errors.NotFoundError:
+                return None
+        return Held(durable, i.num_pending or 0, i.num_ack_pending or 0, i.num_redelivered or 0, i.num_waiting or 0)
 
     # -- plain messages: the server's own services -----------------------------------------------------------------
 
@@ -465,7 +519,8 @@ class Bus:
     # -- live progress: core NATS, stored nowhere -----------------------------------------------------------------
 
     async def publish_live(self, run: str, role: str, data: dict[str, Any]) -> None:
-        await self._client.publish(names.live(run, role), msgspec.json.encode(data))
+        with _bus_errors("tell of progress"):
+            await self._client.publish(names.live(run, role), msgspec.json.encode(data))
 
     async def live(self, run: str) -> AsyncIterator[dict[str, Any]]:
         subscription = await self._client.subscribe(names.live(run, "*"))

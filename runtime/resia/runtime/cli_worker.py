@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import DONE, STORE, CacheOption, JsonOption, NatsOption, StoreOption, emit, run_async
+from .cli_options import DONE, STORE, CacheOption, JsonOption, NatsOption, StoreOption, emit, run_async, show
 
 app = typer.Typer(help="Worker processes: start them, list them, grant logins.", no_args_is_help=True)
 
@@ -26,8 +26,19 @@ def start(
     cache: CacheOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Serve this run only.")] = None,
     unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds to finish what is in hand after SIGTERM.")] = 25.0,
+    stalled: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Seconds without progress, then it ends [default: 1800 for a role, else any].",
+            show_default=False,
+        ),
+    ] = None,
+    max_runs: Annotated[int, typer.Option(min=1, help="Runs served at once; more wait for one to end.")] = 500,
 ) -> int:
     """Add one more process to a role or a worker, on the runs that are active on a server."""
+    from .leaving import Stay
     from .ranks import follow_rank_0, place_here
     from .roles import ROLE_NAMES
     from .store import Store
@@ -35,15 +46,15 @@ def start(
     if (place := place_here(name)).rank > 0:
         follow_rank_0(place, cache)
         return DONE
-    where = Store(store, nats)
+    where, stay = Store(store, nats), Stay(grace, stalled, max_runs)
     if name in ROLE_NAMES:
         from .attach import attach
 
-        return int(run_async(attach(name, where, cache, run, unsafe_local)))
+        return int(run_async(attach(name, where, cache, run, unsafe_local, stay)))
     from .plugin_find import find
     from .plugin_serving import serve_found
 
-    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run)))
+    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run, stay)))
 
 
 @app.command(name="list")
@@ -60,6 +71,20 @@ def list_(json: JsonOption = False) -> int:
 
     Console().print(_table(lines), markup=False, highlight=False)
     return DONE
+
+
+@app.command()
+def held(
+    run: Annotated[str | None, typer.Argument(help="The run; without it all active runs.")] = None,
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Who has what in hand: what waits for each role, and each worker that has worked on one event for seconds."""
+    from .held import held_view
+    from .store import Store
+
+    return show(held_view(Store(store, nats), run), json)
 
 
 @app.command()

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from resia.events import GateSettings, RunSettings
 from resia.events.errors import UnknownName, UsageError
 
+STALLED_S = 1800.0  # longer than a large model takes to load
+MAX_RUNS = 500
 # A field's default is what a log without the field means; a new run takes the present rules.
 NEW_RUN = RunSettings(gate=GateSettings(retention="sampled"))
 
@@ -38,6 +40,10 @@ class ProcessConfig(BaseModel):
     cache: Path | None = None
     run: str | None = None  # None: serve every active run
     unsafe_local: bool = False
+    grace_s: float = 0.0  # to finish what is in hand after SIGTERM
+    stalled_s: float | None = STALLED_S  # without progress of what is performed, then the process ends
+    max_runs: int = MAX_RUNS  # served at once; more wait
+    beat: Path | None = None  # file that is touched as long as the process is not frozen
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSettings | None = None) -> RunSettings:

@@ -38,6 +38,7 @@ from resia.replay.wording import score_text
 from resia.trainers.decider import plan
 
 from .drift_view import drift_text
+from .holding import Pace, heard
 from .session import Watch
 from .supervisor import Died, Supervisor
 
@@ -56,6 +57,7 @@ class View:
         self._round: dict[str, Any] = {}
         self._notes: list[str] = []
         self._lost: set[str] = set()
+        self._pace, self._slow = Pace(), ("", 0)
 
     def watch(self) -> Watch:
         return Watch(self.fact, self.live, self.died, self.started)
@@ -67,6 +69,7 @@ class View:
     def fact(self, state: RunState, fact: Logged) -> None:
         """Remember the state; in a plain terminal also say what happened."""
         self._state = state
+        self._pace.saw(fact)
         if isinstance(fact, Skipped):
             self.note(f"event {fact.sequence} is not one of ours and was skipped: {fact.why}")
             return
@@ -91,6 +94,9 @@ class View:
             self._sampling = data
         elif data.get("kind") == "round":
             self._round = data
+        elif (held := heard(data)) and (why := self._pace.slow(held)) and self._slow != (held.worker, held.sequence):
+            self._slow = held.worker, held.sequence
+            self.note(f"{held.worker} is slow on event {held.sequence} ({held.type}): {why}")
 
     def died(self, died: Died) -> None:
         how = f"was killed by signal {-died.code}" if died.code < 0 else f"ended with code {died.code}"

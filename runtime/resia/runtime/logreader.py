@@ -19,10 +19,17 @@ from .protocol import in_order, logged
 
 BULK_FROM = 2000  # a shorter log is read before a second connection is made
 HELPED_FROM = 50_000  # a shorter log is read before a second process has begun
-ARRIVALS_LIMIT = 4096
+ARRIVALS_LIMIT = 4096  # messages that wait to be folded
+ARRIVALS_BYTES = 32 << 20  # or this much of them: a message may have a megabyte
 QUIET_S = 1.0
 _log = structlog.get_logger()
-_Message = TypeVar("_Message")
+
+
+class _Sized(Protocol):
+    data: bytes
+
+
+_Message = TypeVar("_Message", bound=_Sized)
 
 
 class Server(Protocol):
@@ -99,12 +106,14 @@ class Arrivals(Generic[_Message]):
 
     def __init__(self) -> None:
         self._messages: list[_Message] = []
+        self._bytes = 0
         self._come, self._room = asyncio.Event(), asyncio.Event()
 
     async def put(self, message: _Message) -> None:
         self._messages.append(message)
+        self._bytes += len(message.data)
         self._come.set()
-        if len(self._messages) >= ARRIVALS_LIMIT:
+        if len(self._messages) >= ARRIVALS_LIMIT or self._bytes >= ARRIVALS_BYTES:
             self._room.clear()
             await self._room.wait()
 
@@ -113,7 +122,7 @@ class Arrivals(Generic[_Message]):
         with suppress(TimeoutError):
             async with asyncio.timeout(QUIET_S):
                 await self._come.wait()
-        taken, self._messages = self._messages, []
+        taken, self._messages, self._bytes = self._messages, [], 0
         self._come.clear()
         self._room.set()
         return taken

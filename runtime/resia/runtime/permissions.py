@@ -22,7 +22,7 @@ READER = "reader"  # who may look and write nothing
 RESERVED = frozenset({"admin", READER, "user"})  # logins that no worker can have as its role
 SCHEMAS = "resia-schemas"  # the bucket of custom namespaces
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
-_WORKERS = tuple(role for role in ROLES if role != "user")
+WORKERS = tuple(role for role in ROLES if role != "user")
 _READ = (
     "$JS.API.INFO",
     "$JS.API.STREAM.INFO.*",
@@ -123,7 +123,7 @@ def users(access: Access, grants: Iterable[Grant] = ()) -> list[dict[str, Any]]:
         {"user": "admin", "password": passwords["admin"]},
         _user("user", passwords["user"], [*_READ, "resia.*.user.>"], "resia-live.>"),
         _user(READER, passwords[READER], list(_READ), "resia-live.>"),
-        *(_user(role, passwords[role], _of_role(role)) for role in _WORKERS),
+        *(_user(role, passwords[role], _of_role(role)) for role in WORKERS),
         *(_user(grant.login, grant.password, _of_grant(grant)) for grant in grants),
     ]
 

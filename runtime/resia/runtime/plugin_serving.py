@@ -9,16 +9,25 @@ import time
 
 from .bus import connect
 from .grants import admit
+from .leaving import Stay, until_told
 from .logs import configure_logs
 from .namespaces import register
 from .plugin import role_of
 from .plugin_find import Found
+from .shift import Shift
 from .store import Store, require_run
 from .worker import Clerk, Worker, serve_runs
 
 
-async def serve_found(found: Found, store: Store, run: str | None) -> int:
-    """Serve until interrupted, or until `run` has ended. WorkerError ends it when the function breaks its contract."""
+async def serve_found(found: Found, store: Store, run: str | None, stay: Stay | None = None) -> int:
+    """Serve until told to leave, or until `run` has ended; the exit code. WorkerError ends it when the function breaks
+    its contract."""
+    stay = stay or Stay()
+    shift = Shift(stay.stalled_s, stay.max_runs)
+    return await until_told(lambda: _serve(found, store, run, shift), shift, stay.grace_s)
+
+
+async def _serve(found: Found, store: Store, run: str | None, shift: Shift) -> None:
     declared = found.declared
     url, user, password, ca = await _login(found, store)
     bus = await connect(url, user, password, ca=ca)
@@ -34,12 +43,11 @@ async def serve_found(found: Found, store: Store, run: str | None) -> int:
             return Clerk(name, declared.role, worker, found.source, time.time)
 
         if run is None:
-            await serve_runs(bus, role, clerk)
+            await serve_runs(bus, role, clerk, shift)
         else:
-            await Worker(bus, role, clerk(run)).serve()
+            await Worker(bus, role, clerk(run), shift).serve()
     finally:
         await bus.close()
-    return 0
 
 
 async def _login(found: Found, store: Store) -> tuple[str, str, str, str]:

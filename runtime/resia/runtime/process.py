@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,47 +15,62 @@ from resia.events.errors import ResiaError
 
 from .bus import Bus, connect
 from .config import ProcessConfig
+from .leaving import leaves, until_told
 from .logs import configure_logs
 from .ranks import dismiss, follow_rank_0, join, place_here
 from .resources import Resources, package_version
 from .roles import role
 from .shared_blobs import blobs_at
-from .worker import Clerk, Worker, cancelled, serve_runs
+from .shift import Shift
+from .worker import Clerk, Worker, serve_runs
 
-STOPPED = 128 + signal.SIGTERM
+BEAT_S = 5.0  # between two signs of life: see Supervisor
 
 
-def live_publisher(bus: Bus, name: str) -> Callable[[str], Callable[[dict[str, Any]], None]]:
+def live_publisher(bus: Bus, name: str, shift: Shift) -> Callable[[str], Callable[[dict[str, Any]], None]]:
     """Publish progress from the thread that performs; a progress message that is lost costs nothing."""
     loop = asyncio.get_running_loop()
 
+    async def say(run: str, data: dict[str, Any]) -> None:
+        shift.progressed()
+        await bus.publish_live(run, name, data)
+
     def live_of(run: str) -> Callable[[dict[str, Any]], None]:
         def publish(data: dict[str, Any]) -> None:
-            asyncio.run_coroutine_threadsafe(bus.publish_live(run, name, data), loop)
+            asyncio.run_coroutine_threadsafe(say(run, data), loop)
 
         return publish
 
     return live_of
 
 
-async def serve(config: ProcessConfig) -> None:
-    """Serve `config.run`, or every active run."""
+async def serve(config: ProcessConfig, shift: Shift) -> None:
+    """Serve `config.run`, or every active run, until the run or the shift is over."""
     ranks = join(place_here(config.role))
+    beating = asyncio.create_task(_beat(config.beat))
     bus = await connect(config.url, config.user, config.password, ca=config.ca)
     resources = Resources(blobs_at(config.blobs, config.shared), config.cache, config.unsafe_local, ranks)
-    chosen = role(config.role, resources, live_publisher(bus, config.role))
+    chosen = role(config.role, resources, live_publisher(bus, config.role, shift))
 
     def clerk(run: str) -> Clerk:
         return Clerk(run, config.role, config.worker, package_version(), time.time)
 
     try:
         if config.run is None:
-            await serve_runs(bus, chosen, clerk)
+            await serve_runs(bus, chosen, clerk, shift)
         else:
-            await Worker(bus, chosen, clerk(config.run)).serve()
+            await Worker(bus, chosen, clerk(config.run), shift).serve()
     finally:
+        beating.cancel()
         await bus.close()
     dismiss(ranks)
+
+
+async def _beat(path: Path | None) -> None:
+    """Show whoever started this process that it is not frozen."""
+    while path is not None:
+        await asyncio.to_thread(path.touch)
+        await asyncio.sleep(BEAT_S)
 
 
 def main(path: str) -> int:
@@ -66,35 +80,20 @@ def main(path: str) -> int:
     log = structlog.get_logger().bind(role=config.role, worker=config.worker)
     log.info("started", run=config.run)
 
-    async def until_stopped() -> int:
-        loop, stopping = asyncio.get_running_loop(), list[asyncio.Task[None]]()
-        task = asyncio.create_task(serve(config))
-        loop.add_signal_handler(signal.SIGTERM, lambda: stopping.append(loop.create_task(cancelled([task]))))
-        try:
-            await task
-        except asyncio.CancelledError:
-            return STOPPED
-        return 0
+    async def work() -> int:
+        shift = Shift(config.stalled_s, config.max_runs)
+        return await until_told(lambda: serve(config, shift), shift, config.grace_s)
 
     code = 1
     try:
         if (place := place_here(config.role)).rank > 0:
             follow_rank_0(place, config.cache)
             return 0
-        code = asyncio.run(until_stopped())
+        code = asyncio.run(work())
     except* ResiaError as group:
-        for cause in _leaves(group):
+        for cause in leaves(group):
             log.error("failed", error=f"{cause}")
     return code
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The errors inside a group of groups."""
-    return [
-        leaf
-        for cause in group.exceptions
-        for leaf in (_leaves(cause) if isinstance(cause, BaseExceptionGroup) else [cause])
-    ]
 
 
 if __name__ == "__main__":

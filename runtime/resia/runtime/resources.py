@@ -101,7 +101,9 @@ class Resources:
 
     def domain(self, request: RunRequested) -> Domain:
         """The run's domain over exactly the data the run began with."""
-        return self._domains(msgspec.json.encode(request.settings), request.domain_digest)
+        settings = request.settings  # of which runs may differ in all else and share the data
+        named = RunSettings(domain=settings.domain, domain_options=settings.domain_options)
+        return self._domains(msgspec.json.encode(named, order="deterministic"), request.domain_digest)
 
     def agent_ports(self, request: RunRequested, live: Live) -> AgentPorts:
         return AgentPorts(

@@ -16,6 +16,8 @@ from .lifeline import die_with_parent
 
 MAX_RESTARTS = 5  # of one process, in a row, before the run is given up (and can be resumed)
 STEADY_S = 60.0  # a process that lived this long starts its count anew
+FROZEN_S = 300.0  # without a sign of life, then SIGKILL; its work has long gone to others, where there are any
+LOOK_S = 5.0
 STOP_S = 3.0  # then SIGKILL: whatever was in hand is done again by who comes next
 
 
@@ -49,7 +51,7 @@ class Supervisor:
             self._running[config.worker] = process
             if self._stopping.is_set():  # it was being started when the others were stopped
                 process.kill()
-            code = await process.wait()
+            code = await self._end_of(process, config.worker)
             if code == 0 or self._stopping.is_set():
                 return
             restarts = 0 if loop.time() - started > STEADY_S else restarts + 1
@@ -58,12 +60,28 @@ class Supervisor:
             self._on_death(Died(config.worker, code, process.pid))
             await asyncio.sleep(min(0.1 * 2 ** (restarts - 1), 5.0))
 
+    async def _end_of(self, process: asyncio.subprocess.Process, worker: str) -> int:
+        """Wait for the process to end, and kill it when it is frozen: stopped, or held up by what it performs."""
+        end = asyncio.create_task(process.wait())
+        loop, beat = asyncio.get_running_loop(), self._beat(worker)
+        seen, since = _touched(beat), loop.time()
+        try:
+            while not (await asyncio.wait([end], timeout=LOOK_S))[0]:
+                if (now := _touched(beat)) != seen:
+                    seen, since = now, loop.time()
+                elif loop.time() - since > FROZEN_S:
+                    process.kill()
+                    since = loop.time()
+            return end.result()
+        finally:
+            end.cancel()
+
     async def _start(self, config: ProcessConfig) -> asyncio.subprocess.Process:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{config.worker}.json"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it holds the role's password
         with os.fdopen(handle, "w") as sink:
-            sink.write(config.model_dump_json())
+            sink.write(config.model_copy(update={"beat": self._beat(config.worker)}).model_dump_json())
         with self._log(config.worker).open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -93,6 +111,9 @@ class Supervisor:
     def _log(self, worker: str) -> Path:
         return self._folder / f"{worker}.log"
 
+    def _beat(self, worker: str) -> Path:
+        return self._folder / f"{worker}.beat"
+
     def _last_words(self, worker: str) -> str:
         lines = self._log(worker).read_text(errors="replace").strip().splitlines()
         return lines[-1][-400:] if lines else "it said nothing"
@@ -109,3 +130,11 @@ class Supervisor:
                 if process.returncode is None:
                     process.kill()
             await asyncio.wait(ends)
+
+
+def _touched(path: Path) -> int:
+    """When the file was changed, 0 where there is none. What the number says does not matter, only that it moves."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -8,8 +8,8 @@ acknowledges only after the append is acknowledged. Roles plug in as data; nothi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -40,11 +40,16 @@ from resia.replay.seal import broken_by
 from resia.replay.state import RunState
 
 from .asking import AskingLine
-from .bus import ACK_WAIT_S, Bus, Work
+from .bus import ACK_WAIT_S, AGAIN_S, Bus, Durable, Work
+from .holding import Holding
 from .lineage import origin_of
+from .protocol import RunEntry
+from .shift import Shift
 
 DECIDE_TRIES = 8
 CANCEL_AGAIN_S = 0.5
+FOREIGN_LIMIT = 1000  # messages that are no events and wait to be recorded: the fold waits for them then
+RETRY_S, RETRY_MOST_S = 1.0, 60.0  # until a run that was given up is tried again
 _log = structlog.get_logger()
 
 Decide = Callable[[RunState, Fact], Sequence[Event]]
@@ -88,13 +93,20 @@ class Follower:
         self._moved = asyncio.Condition()
         self.state = RunState()
 
-    async def follow(self, on_fact: Callable[[RunState, Logged], None] | None = None) -> None:
-        """Fold until the run has ended. `on_fact` sees each event with the state after it."""
+    async def follow(
+        self,
+        on_fact: Callable[[RunState, Logged], None] | None = None,
+        on_foreign: Callable[[RunState, Skipped], Awaitable[None]] | None = None,
+    ) -> None:
+        """Fold until the run has ended. `on_fact` sees each event with the state after it; `on_foreign` is waited for
+        on each message that is none."""
         async for fact in self._bus.read(self._run, follow=True):
             before = self.state if fact.sequence > 1 else await origin_of(self._bus, fact)
             self.state = evolve(before, fact)
             if on_fact is not None:
                 on_fact(self.state, fact)
+            if on_foreign is not None and isinstance(fact, Skipped):
+                await on_foreign(self.state, fact)
             async with self._moved:
                 self._moved.notify_all()
             if self.state.ending is not None:
@@ -154,30 +166,32 @@ class Clerk(NamedTuple):
 
 
 class Worker:
-    """One process's share of a role in one run."""
+    """One process's share of a role in one run. `shift` is what the process's workers have in common."""
 
-    def __init__(self, bus: Bus, role: Role, clerk: Clerk) -> None:
+    def __init__(self, bus: Bus, role: Role, clerk: Clerk, shift: Shift | None = None) -> None:
         self._bus, self._role, self._clerk = bus, role, clerk
+        self._shift = shift or Shift()
         self._follower = Follower(bus, clerk.run)
         self._log = _log.bind(role=clerk.role, worker=clerk.worker, run=clerk.run)
-        self._foreign: asyncio.Queue[Skipped] = asyncio.Queue()
+        self._foreign: asyncio.Queue[Skipped] = asyncio.Queue(FOREIGN_LIMIT)
 
     async def serve(self) -> None:
-        """Work until the run has ended. Raises what breaks; the process that runs this is restarted."""
+        """Work until the run has ended, or the shift. Raises what breaks; the process that runs this is restarted."""
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._follower.follow(self._note_foreign if self._role.quarantines else None)),
-                group.create_task(self._work()),
+            ended, work = group.create_task(self._until_ended()), group.create_task(self._work())
+            foreign = self._note_foreign if self._role.quarantines else None
+            others = [
+                group.create_task(self._follower.follow(on_foreign=foreign)),
                 group.create_task(self._quarantine()),
             ]
             try:
-                await self._until_ended()
+                await asyncio.wait([ended, work], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await cancelled(tasks)  # and not by the group, which asks them once
+                await cancelled([ended, work, *others])  # and not by the group, which asks them once
 
-    def _note_foreign(self, state: RunState, fact: Logged) -> None:
-        if isinstance(fact, Skipped) and state.ending is None:
-            self._foreign.put_nowait(fact)
+    async def _note_foreign(self, state: RunState, skipped: Skipped) -> None:
+        if state.ending is None:
+            await self._foreign.put(skipped)
 
     async def _quarantine(self) -> None:
         """Record each message that is no event; whoever records it first, it stands there once."""
@@ -194,19 +208,47 @@ class Worker:
             sequence = state.sequence + 1
 
     async def _work(self) -> None:
-        async for work in self._bus.work(self._clerk.run, self._role.durable or self._role.name, self._role.types()):
-            started = self._clerk.now()
-            async with _heartbeat(work):
-                outcome = await self._handle(work.fact)
-            await self._acknowledge(work)
-            self._log.info(
-                "handled",
-                sequence=work.fact.sequence,
-                outcome=outcome,
-                ms=round((self._clerk.now() - started) * 1000),
-            )
-            if self._follower.state.ending is not None:
+        role = self._role
+        async with self._bus.durable(self._clerk.run, role.durable or role.name, role.types()) as durable:
+            while self._follower.state.ending is None and not self._shift.is_over():
+                work = await durable.take()
+                if work is None:
+                    continue
+                if self._shift.is_over():
+                    await work.give_back()
+                elif not isinstance(work.fact, Skipped) and role.performs_on(work.fact):
+                    await self._in_turn(durable, work)
+                else:
+                    await self._do(work)
+
+    async def _in_turn(self, durable: Durable, first: Work) -> None:
+        """Perform when it is this run's turn in the process. Until then another process may have the work."""
+        work: Work | None = first
+        if self._shift.busy:
+            await first.give_back()
+            work = None
+        async with self._shift.turn():
+            if self._shift.is_over():
                 return
+            work = work or await durable.take(AGAIN_S)
+            if work is not None:
+                await self._do(work)
+
+    async def _do(self, work: Work) -> None:
+        started = self._clerk.now()
+        try:
+            async with self._heartbeat(work):
+                outcome = await self._handle(work.fact)
+        except asyncio.CancelledError:
+            await work.give_back()
+            raise
+        await self._acknowledge(work)
+        self._log.info(
+            "handled",
+            sequence=work.fact.sequence,
+            outcome=outcome,
+            ms=round((self._clerk.now() - started) * 1000),
+        )
 
     async def _acknowledge(self, work: Work) -> None:
         try:
@@ -267,10 +309,11 @@ class Worker:
         async def ask(event: Event) -> None:
             await self._bus.append(self._clerk.run, self._clerk.drafts(fact, state.sequence, [event], handler))
 
-        line = AskingLine(asyncio.get_running_loop(), self._follower, ask)
+        # Waiting for another role is no stall: that one may be the slow one, or not there yet.
+        line = AskingLine(asyncio.get_running_loop(), self._follower, ask, self._shift.progressed)
         done, batches = 0, self._role.perform(state, fact, line)
         try:
-            while (events := await asyncio.to_thread(next, batches, None)) is not None:
+            while (events := await self._shift.step(batches)) is not None:
                 if events:
                     drafts = self._clerk.drafts(fact, state.sequence, events, handler, done)
                     await self._bus.append(self._clerk.run, drafts)
@@ -278,6 +321,32 @@ class Worker:
         finally:
             line.close()
         return done
+
+    @asynccontextmanager
+    async def _heartbeat(self, work: Work) -> AsyncIterator[None]:
+        """Keep the server from handing the work to another while it is in hand, and tell who watches."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(ACK_WAIT_S / 3)
+                with suppress(BusError):  # a server that comes back must hear of it again
+                    await work.in_progress()
+                    if not self._role.durable:  # logins of own workers say nothing there
+                        held_s = loop.time() - since
+                        await self._tell(work.fact, held_s, min(held_s, self._shift.quiet_s))
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            await cancelled([task])
+
+    async def _tell(self, fact: Logged, held_s: float, quiet_s: float) -> None:
+        clerk, kind = self._clerk, "" if isinstance(fact, Skipped) else fact.envelope.type
+        held = Holding(clerk.run, clerk.role, clerk.worker, fact.sequence, kind, round(held_s, 1), round(quiet_s, 1))
+        await self._bus.publish_live(clerk.run, self._role.name, msgspec.to_builtins(held))
 
 
 def _quarantine_draft(clerk: Clerk, skipped: Skipped) -> Draft:
@@ -290,23 +359,6 @@ def _fence(state: RunState, events: Sequence[Event]) -> int | None:
     if not any(isinstance(event, DecisionMade) for event in events):
         return None
     return state.decisions[-1].sequence if state.decisions else 0
-
-
-@asynccontextmanager
-async def _heartbeat(work: Work) -> AsyncIterator[None]:
-    """Keep the server from handing the work to another while it is in hand."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(ACK_WAIT_S / 3)
-            with suppress(BusError):  # a server that comes back must hear of it again
-                await work.in_progress()
-
-    task = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        await cancelled([task])
 
 
 async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -325,25 +377,57 @@ async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
         raise asyncio.CancelledError
 
 
-async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk]) -> None:
-    """Serve every active run, now and as they appear."""
-    serving: dict[str, asyncio.Task[None]] = {}
+async def serve_runs(bus: Bus, role: Role, clerk_of: Callable[[str], Clerk], shift: Shift | None = None) -> None:
+    """Serve every active run, now and as they appear, until the shift is over."""
+    shift, serving = shift or Shift(), dict[str, asyncio.Task[None]]()
+
+    def begin(entry: RunEntry) -> None:
+        served = entry.run in serving and not serving[entry.run].done()
+        if entry.status == "active" and not served:
+            serving[entry.run] = group.create_task(_serve_one(bus, role, clerk_of(entry.run), shift))
+
+    async def attend() -> None:
+        for entry in preferred(clerk_of("").worker, await bus.runs()):
+            begin(entry)
+        async with aclosing(bus.watch_runs()) as entries:
+            async for entry in entries:
+                begin(entry)
+
     async with asyncio.TaskGroup() as group:
+        attending = group.create_task(attend())
         try:
-            async for entry in bus.watch_runs():
-                if entry.status == "active" and entry.run not in serving:
-                    worker = Worker(bus, role, clerk_of(entry.run))
-                    serving[entry.run] = group.create_task(_serve_one(worker, entry.run))
+            await shift.left()
+            await cancelled([attending])
+            await asyncio.gather(*serving.values())
         finally:
-            await cancelled([*serving.values()])
+            await cancelled([attending, *serving.values()])
 
 
-async def _serve_one(worker: Worker, run: str) -> None:
-    """One run among many: what is wrong with it is logged and harms no other."""
+def preferred(worker: str, entries: Sequence[RunEntry]) -> list[RunEntry]:
+    """The runs in an order of the worker's own, so that those who may serve a few only do not all choose the same."""
+    return sorted(entries, key=lambda entry: sha256(f"{worker}/{entry.run}".encode()))
+
+
+async def _serve_one(bus: Bus, role: Role, clerk: Clerk, shift: Shift) -> None:
+    """One run among many: what is wrong with it is logged and harms no other, and it is tried again."""
+    wait = RETRY_S
+    async with shift.runs:
+        while not shift.is_over() and await _served(Worker(bus, role, clerk, shift), clerk.run, wait):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(shift.left(), wait)
+            wait = min(2 * wait, RETRY_MOST_S)
+
+
+async def _served(worker: Worker, run: str, wait: float) -> bool:
+    """Serve a run to its end; whether it was given up before."""
     try:
         await worker.serve()
     except* WorkerError:
         raise  # it is the worker that is wrong, whatever the run
     except* ResiaError as group:
         for cause in group.exceptions:
-            _log.error("run given up", run=run, error=str(cause))
+            _log.error("run given up", run=run, error=str(cause), again_s=wait)
+        given_up = True
+    else:
+        given_up = False
+    return given_up
