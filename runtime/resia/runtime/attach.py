@@ -17,7 +17,9 @@ from .server import Access, running_access
 from .store import Store, require_run
 
 
-async def attach(role: str, store: Store, cache: Path | None, run: str | None, unsafe_local: bool) -> int:
+async def attach(
+    role: str, store: Store, cache: Path | None, run: str | None, unsafe_local: bool, metrics: str | None = None
+) -> int:
     """Serve until interrupted, or until `run` has ended."""
     if role not in ROLE_NAMES:
         raise UnknownName("role", role, ROLE_NAMES)
@@ -38,6 +40,7 @@ async def attach(role: str, store: Store, cache: Path | None, run: str | None, u
         cache=cache,
         run=run,
         unsafe_local=unsafe_local,
+        metrics=metrics,
     )
     await serve(config)
     return 0

@@ -26,6 +26,7 @@ from . import (
     cli_score,
     cli_serve,
     cli_task,
+    cli_trace,
     cli_worker,
 )
 from .cli_options import (
@@ -37,6 +38,7 @@ from .cli_options import (
     CacheOption,
     Interrupted,
     JsonOption,
+    MetricsOption,
     NatsOption,
     StoreOption,
     emit,
@@ -80,6 +82,7 @@ for group in (
     cli_replay,
     cli_fork,
     cli_log,
+    cli_trace,
     cli_policy,
     cli_worker,
     cli_serve,
@@ -127,6 +130,7 @@ def run(
     store: StoreOption = STORE,
     nats: NatsOption = None,
     cache: CacheOption = None,
+    metrics: MetricsOption = None,
     json: JsonOption = False,
 ) -> int:
     """Improve an agent on a domain until its own rules stop; a table of what was tried at the end."""
@@ -145,6 +149,7 @@ def run(
         requested(settings, policy, cache)
         return show_estimate(settings, there, cache, json)
     session = Session(resume or name or _default_name(settings), settings, there, processes, cache, port, unsafe_local)
+    session = session._replace(metrics=metrics)
     if policy is not None and settings is not None:
         session = session._replace(settings=None, request=requested(settings, policy, cache))
     state, result = watched(session)

@@ -18,6 +18,12 @@ NatsOption = Annotated[
     str | None, typer.Option("--nats", help="An external NATS server instead, nats://user:pass@host.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="[HOST:]PORT", envvar="RESIA_METRICS", help="Serve Prometheus metrics at /metrics."
+    ),
+]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pulled assets.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import DONE, STORE, CacheOption, JsonOption, NatsOption, StoreOption, emit, run_async
+from .cli_options import DONE, STORE, CacheOption, JsonOption, MetricsOption, NatsOption, StoreOption, emit, run_async
 
 app = typer.Typer(help="Worker processes: start them, list them, grant logins.", no_args_is_help=True)
 
@@ -26,6 +26,7 @@ def start(
     cache: CacheOption = None,
     run: Annotated[str | None, typer.Option("--run", help="Serve this run only.")] = None,
     unsafe_local: Annotated[bool, typer.Option(help="Run generated code without a sandbox if there is none.")] = False,
+    metrics: MetricsOption = None,
 ) -> int:
     """Add one more process to a role or a worker, on the runs that are active on a server."""
     from .ranks import follow_rank_0, place_here
@@ -39,11 +40,11 @@ def start(
     if name in ROLE_NAMES:
         from .attach import attach
 
-        return int(run_async(attach(name, where, cache, run, unsafe_local)))
+        return int(run_async(attach(name, where, cache, run, unsafe_local, metrics)))
     from .plugin_find import find
     from .plugin_serving import serve_found
 
-    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run)))
+    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run, metrics)))
 
 
 @app.command(name="list")

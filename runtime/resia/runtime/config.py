@@ -36,6 +36,7 @@ class ProcessConfig(BaseModel):
     cache: Path | None = None
     run: str | None = None  # None: serve every active run
     unsafe_local: bool = False
+    metrics: str | None = None  # PORT or HOST:PORT that they are served at
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSettings | None = None) -> RunSettings:

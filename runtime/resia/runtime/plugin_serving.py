@@ -8,29 +8,38 @@ import socket
 import time
 
 from .blobs import DirectoryBlobs
-from .bus import connect
+from .bus import Bus, connect
 from .grants import admit
 from .logs import configure_logs
 from .namespaces import register
 from .permissions import Access
 from .plugin import role_of
 from .plugin_find import Found
+from .skew import warn_of_clock
 from .store import Store, require_run
+from .watching import watching
 from .worker import Clerk, Worker, serve_runs
 
 
-async def serve_found(found: Found, store: Store, run: str | None) -> int:
+async def serve_found(found: Found, store: Store, run: str | None, metrics: str | None = None) -> int:
     """Serve until interrupted, or until `run` has ended. WorkerError ends it when the function breaks its contract."""
     declared = found.declared
     url, user, password = await _login(found, store)
-    bus = await connect(url, user, password)
+    worker = f"{declared.login}-{socket.gethostname()}-{os.getpid()}"
+    with watching(declared.role, worker, metrics) as watched:
+        await _serve(found, store, run, watched.bus(await connect(url, user, password)), worker)
+    return 0
+
+
+async def _serve(found: Found, store: Store, run: str | None, bus: Bus, worker: str) -> None:
+    declared = found.declared
     try:
         if run is not None:
             await require_run(bus, run)
         await register(bus, found.source, [kind for kind in declared.writes if "_" in kind])
         configure_logs()
+        await warn_of_clock(bus, time.time)
         role = role_of(declared, DirectoryBlobs(store.folder / "blobs"))
-        worker = f"{declared.login}-{socket.gethostname()}-{os.getpid()}"
 
         def clerk(name: str) -> Clerk:
             return Clerk(name, declared.role, worker, found.source, time.time)
@@ -41,7 +50,6 @@ async def serve_found(found: Found, store: Store, run: str | None) -> int:
             await Worker(bus, role, clerk(run)).serve()
     finally:
         await bus.close()
-    return 0
 
 
 async def _login(found: Found, store: Store) -> tuple[str, str, str]:

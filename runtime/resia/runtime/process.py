@@ -14,13 +14,14 @@ import structlog
 
 from resia.events.errors import ResiaError
 
-from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .config import ProcessConfig
 from .logs import configure_logs
 from .ranks import dismiss, follow_rank_0, join, place_here
-from .resources import Resources, package_version
+from .resources import package_version
 from .roles import role
+from .skew import warn_of_clock
+from .watching import Watching, watching
 from .worker import Clerk, Worker, cancelled, serve_runs
 
 STOPPED = 128 + signal.SIGTERM
@@ -39,11 +40,17 @@ def live_publisher(bus: Bus, name: str) -> Callable[[str], Callable[[dict[str, A
     return live_of
 
 
-async def serve(config: ProcessConfig) -> None:
-    """Serve `config.run`, or every active run."""
+async def serve(config: ProcessConfig, strict: bool = True) -> None:
+    """Serve `config.run`, or every active run. See `watching` for `strict`."""
+    with watching(config.role, config.worker, config.metrics, strict) as watched:
+        await _serve(config, watched)
+
+
+async def _serve(config: ProcessConfig, watched: Watching) -> None:
     ranks = join(place_here(config.role))
-    bus = await connect(config.url, config.user, config.password)
-    resources = Resources(DirectoryBlobs(config.blobs), config.cache, config.unsafe_local, ranks)
+    bus = watched.bus(await connect(config.url, config.user, config.password))
+    await warn_of_clock(bus, time.time)
+    resources = watched.resources(config.blobs, config.cache, config.unsafe_local, ranks)
     chosen = role(config.role, resources, live_publisher(bus, config.role))
 
     def clerk(run: str) -> Clerk:
@@ -68,7 +75,7 @@ def main(path: str) -> int:
 
     async def until_stopped() -> int:
         loop, stopping = asyncio.get_running_loop(), list[asyncio.Task[None]]()
-        task = asyncio.create_task(serve(config))
+        task = loop.create_task(serve(config, strict=False))
         loop.add_signal_handler(signal.SIGTERM, lambda: stopping.append(loop.create_task(cancelled([task]))))
         try:
             await task

@@ -29,10 +29,13 @@ from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
 from .server import Access
+from .skew import fits_series
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
+from .targets import addresses, write_targets
 from .tenancy import Serving
+from .watching import Watching, watching
 from .worker import Clerk, Follower, cancelled
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1, "kernel-bench": 0}
@@ -42,6 +45,8 @@ MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are a
 SLOT_BYTES = 100  # of an evaluation's event a rollout takes, beside its item's name
 DISK_CHECK_S = 1.0
 SERVER_CHECK_S = 0.5
+OBSERVED_S = 3.0  # for the last spans, which a process sends when it has read what it wrote
+WORKER = "cli"  # as which a session writes
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
 
@@ -69,6 +74,7 @@ class Session(NamedTuple):
     port: int | None = None
     unsafe_local: bool = False
     request: RunRequested | None = None  # the first event, where the caller has made it: a fork's
+    metrics: str | None = None  # [HOST:]PORT of the session's own; its workers take the ports after it
 
 
 def parse_workers(specs: list[str]) -> dict[str, int]:
@@ -93,11 +99,17 @@ async def launch(session: Session, watch: Watch) -> RunState:
     settings = session.settings
     request = session.request if settings is None else first_event(settings, session.cache)
     session.store.make()
+    with watching("user", WORKER, session.metrics) as watched:
+        return await _launched(session, request, watch, watched)
+
+
+async def _launched(session: Session, request: RunRequested | None, watch: Watch, watched: Watching) -> RunState:
     async with serving(session.store, port=session.port, share=False) as log:
-        bus = await connect(log.access.url, *log.access.login("admin"))
+        bus = watched.bus(await connect(log.access.url, *log.access.login("admin")))
         try:
             await bus.create_registry()
-            state = await _attend(bus, log, session, await _begin(bus, session, request), watch)
+            settings = await _begin(bus, session, request)
+            state = await _attend(bus, log, session, settings, watch, OBSERVED_S if watched.observers else 0.0)
             await bus.set_status(session.run, state.status)
             await bus.seal(session.run)
             return state
@@ -196,20 +208,23 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
         await bus.create_run(session.run)
         witness.forget()
         forget_seconds(session.store, session.run)
-        clerk = Clerk(session.run, "user", "cli", package_version(), time.time)
+        clerk = Clerk(session.run, "user", WORKER, package_version(), time.time)
         await bus.append(session.run, [clerk.genesis(request)])
         return request.settings
     await require_run(bus, session.run)
     await witness.check(bus, session.run)
     async for fact in bus.read(session.run):
+        fits_series(fact, session.run, package_version())
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
             check_proposer(fact.event.settings)
             return fact.event.settings
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 
 
-async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSettings, watch: Watch) -> RunState:
-    """Workers, fold and progress until the run has ended."""
+async def _attend(
+    bus: Bus, log: Serving, session: Session, settings: RunSettings, watch: Watch, patience_s: float
+) -> RunState:
+    """Workers, fold and progress until the run has ended; then the workers have `patience_s` to end by themselves."""
     follower = Follower(bus, session.run)
     supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
     ended, witness = asyncio.Event(), session.store.witness(session.run)
@@ -232,6 +247,8 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
     end = asyncio.create_task(ended.wait())
     try:
         await _first(end, helpers)
+        if patience_s:
+            await supervisor.ended(patience_s)
     finally:
         await supervisor.stop()
         await cancelled((end, *helpers))
@@ -285,18 +302,25 @@ def _processes(workers: Mapping[str, int], domain: str) -> dict[str, int]:
 
 
 def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfig]:
+    names = [
+        (role, f"{role}-{number}")
+        for role, count in _processes(session.workers, domain).items()
+        for number in range(1, count + 1)
+    ]
+    places = addresses(session.metrics, [WORKER, *(name for _, name in names)])
+    write_targets(session.store.workers / session.run, places)
     return [
         ProcessConfig(
             url=access.url,
             user=access.login(role)[0],
             password=access.login(role)[1],
             role=role,
-            worker=f"{role}-{number}",
+            worker=name,
             blobs=session.store.folder / "blobs",
             cache=session.cache,
             run=session.run,
             unsafe_local=session.unsafe_local,
+            metrics=places.get(name),
         )
-        for role, count in _processes(session.workers, domain).items()
-        for number in range(1, count + 1)
+        for role, name in names
     ]
