@@ -120,7 +120,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
         if isinstance(fact, Fact) and isinstance(fact.event, EvaluationCompleted) and fact.event.purpose != "test":
             at.append(fact.sequence)
             for worker in [f"{role}-1" for role in ROLES]:
-                url = next(line["url"] for line in lines(folder, worker) if line["event"] == "metrics")
+                *_, url = (line["url"] for line in lines(folder, worker) if line["event"] == "metrics")
                 samples[worker] = scraped(url)
 
     settings = load_settings(None, [*OWN, f"engine.model={model}"])

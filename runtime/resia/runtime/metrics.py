@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 from resia.agents.ports import Completion, Engine, Json, Ran, Sampling, Tool
 from resia.events import (
     Blob,
+    Blobs,
     Draft,
     Fact,
     Failure,
@@ -34,7 +35,6 @@ from resia.events import (
 from resia.events.catalogue import NAMES
 from resia.events.errors import BoundaryError, SandboxError, UsageError
 
-from .blobs import DirectoryBlobs
 from .observing import Observer
 from .resources import Resources
 from .sandbox import ProcessSandbox
@@ -179,24 +179,27 @@ def _type(event: msgspec.Struct) -> str:
     return known.get(type(event), "custom")
 
 
-class CountedBlobs(DirectoryBlobs):
-    """Blobs whose bytes are counted."""
+class CountedBlobs:
+    """Implements events.Blobs over others, whose bytes are counted."""
 
-    def __init__(self, folder: Path, metrics: Metrics) -> None:
-        super().__init__(folder)
-        self._metrics = metrics
+    def __init__(self, blobs: Blobs, metrics: Metrics) -> None:
+        self._blobs, self._metrics = blobs, metrics
 
     def put(self, data: bytes, media: str = "application/octet-stream") -> Blob:
-        """See DirectoryBlobs."""
-        blob = super().put(data, media)
+        """See events.Blobs."""
+        blob = self._blobs.put(data, media)
         self._metrics.blob("put", len(data))
         return blob
 
     def get(self, blob: Blob) -> bytes:
-        """See DirectoryBlobs."""
-        data = super().get(blob)
+        """See events.Blobs."""
+        data = self._blobs.get(blob)
         self._metrics.blob("get", len(data))
         return data
+
+    def path(self, blob: Blob) -> Path:
+        """See events.Blobs."""
+        return self._blobs.path(blob)
 
 
 class _TimedEngine:
@@ -236,8 +239,8 @@ class _CountedSandbox(ProcessSandbox):
 class CountedResources(Resources):
     """Resources whose engine, sandbox and blobs are counted."""
 
-    def __init__(self, metrics: Metrics, blobs: CountedBlobs, *rest: Any) -> None:
-        super().__init__(blobs, *rest)
+    def __init__(self, metrics: Metrics, blobs: Blobs, *rest: Any) -> None:
+        super().__init__(CountedBlobs(blobs, metrics), *rest)
         self._metrics = metrics
 
     def _load_engine(self, *asked: Any) -> Engine:

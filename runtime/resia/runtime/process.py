@@ -14,6 +14,7 @@ import structlog
 
 from resia.events.errors import ResiaError
 
+from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .config import ProcessConfig
 from .logs import configure_logs
@@ -50,7 +51,7 @@ async def _serve(config: ProcessConfig, watched: Watching) -> None:
     ranks = join(place_here(config.role))
     bus = watched.bus(await connect(config.url, config.user, config.password))
     await warn_of_clock(bus, time.time)
-    resources = watched.resources(config.blobs, config.cache, config.unsafe_local, ranks)
+    resources = watched.resources(DirectoryBlobs(config.blobs), config.cache, config.unsafe_local, ranks)
     chosen = role(config.role, resources, live_publisher(bus, config.role))
 
     def clerk(run: str) -> Clerk:

@@ -28,7 +28,7 @@ from .bus import BATCH_LIMIT, Bus, connect
 from .config import ProcessConfig
 from .endpoint import check_proposer
 from .resources import domain_for, model_folder, package_version
-from .server import Access
+from .server import STOPS_BYTES, Access
 from .skew import fits_series
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
@@ -41,7 +41,6 @@ from .worker import Clerk, Follower, cancelled
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1, "kernel-bench": 0}
 OPTIONAL = frozenset({"trainer", "kernel-bench"})  # may be attached from elsewhere: on several ranks, with a GPU
 KERNEL_DOMAINS = frozenset({"trimul"})  # a run of these has a kernel-bench
-MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
 SLOT_BYTES = 100  # of an evaluation's event a rollout takes, beside its item's name
 DISK_CHECK_S = 1.0
 SERVER_CHECK_S = 0.5
@@ -275,10 +274,10 @@ async def _guard_disk(session: Session) -> None:
     """Stop while there is room to stop in order: a log on a full disk stalls without a word."""
     while True:
         free = shutil.disk_usage(session.store.folder).free
-        if free < MIN_FREE_BYTES:
+        if free < STOPS_BYTES:
             raise BusError(
                 f"the disk of {session.store.folder} has {free >> 20} MB left and resia stops at"
-                f" {MIN_FREE_BYTES >> 20}: free some, then go on with --resume {session.run}"
+                f" {STOPS_BYTES >> 20}: free some, then go on with --resume {session.run}"
             )
         await asyncio.sleep(DISK_CHECK_S)
 

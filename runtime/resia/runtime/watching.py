@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from resia.events import Blobs
 from resia.events.errors import UsageError
 
-from .blobs import DirectoryBlobs
 from .bus import Bus
 from .resources import Resources, package_version
 
@@ -44,13 +44,13 @@ class Watching(NamedTuple):
 
         return ObservedBus(bus, self.observers)
 
-    def resources(self, blobs: Path, cache: Path | None, unsafe: bool, world: World | None = None) -> Resources:
+    def resources(self, blobs: Blobs, cache: Path | None, unsafe: bool, world: World | None = None) -> Resources:
         """A process's resources, counted where anybody counts."""
         if self.metrics is None:
-            return Resources(DirectoryBlobs(blobs), cache, unsafe, world)
-        from .metrics import CountedBlobs, CountedResources
+            return Resources(blobs, cache, unsafe, world)
+        from .metrics import CountedResources
 
-        return CountedResources(self.metrics, CountedBlobs(blobs, self.metrics), cache, unsafe, world)
+        return CountedResources(self.metrics, blobs, cache, unsafe, world)
 
 
 @contextmanager
