@@ -71,6 +71,7 @@ def grant(
     role: Annotated[str | None, typer.Option(help="Role of a program in any language.")] = None,
     emits: Annotated[list[str] | None, typer.Option(help="A wire type that it may write; once for each.")] = None,
     as_: Annotated[str, typer.Option("--as", help="Name of the program, one a role.")] = "program",
+    renew: Annotated[bool, typer.Option("--renew", help="A new password; the old one ends at once.")] = False,
     store: StoreOption = STORE,
     json: JsonOption = False,
 ) -> int:
@@ -80,7 +81,7 @@ def grant(
     """
     from .workers import granted
 
-    found = granted(store, name, role, emits or [], as_)
+    found = granted(store, name, role, emits or [], as_, renew)
     if json:
         emit(found)
         return DONE
