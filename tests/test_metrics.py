@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 
 from given import FAILED, clerk, drafts_of, requested, step
 from resia.events.errors import BoundaryError, SandboxError, UsageError
@@ -120,10 +121,26 @@ def test_a_port_that_is_taken_is_named_and_a_worker_goes_on_without(capsys):
         pass
 
 
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "resia.runtime.metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "resia.runtime.traces", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+    missing = "prometheus_client, which is not installed: pip install 'resia\\[ops\\]'"
+    with pytest.raises(UsageError, match=missing), watching("task", "w", "0"):
+        pass
+    with structlog.testing.capture_logs() as lines, watching("task", "w", None) as watched:
+        assert watched.observers == ()
+    assert [line["event"] for line in lines] == ["no spans are sent"]
+
+
 def test_a_session_gives_each_process_a_port_and_says_which(tmp_path):
     places = addresses("0.0.0.0:9464", ["cli", "meta-1", "task-1"])
     assert places == {"cli": "0.0.0.0:9464", "meta-1": "0.0.0.0:9465", "task-1": "0.0.0.0:9466"}
     assert addresses("0", ["a", "b"]) == {"a": "0", "b": "0"}
+    write_targets(tmp_path, addresses("0", ["a"]))
+    assert not (tmp_path / "targets.json").exists()  # nobody knows the ports before they are taken
     assert addresses(None, ["a"]) == {}
     with pytest.raises(UsageError, match="room for 3 ports"):
         addresses("65534", ["a", "b", "c"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import time
 
 import pytest
 import structlog
@@ -13,6 +16,7 @@ from resia.events import Fact, RunFailed, Skipped
 from resia.events.errors import ResiaError
 from resia.runtime import skew
 from resia.runtime.bus import connect
+from resia.runtime.cli_options import USAGE
 from resia.runtime.resources import package_version
 from resia.runtime.session import Session, Watch, launch
 from resia.runtime.skew import VersionSkew, fits_series, series, warn_of_clock
@@ -99,6 +103,18 @@ async def test_a_worker_for_all_runs_serves_those_that_fit(empty):
     assert len(await facts(empty, "theirs")) == 1
 
 
+async def test_the_command_refuses_in_one_sentence(home):
+    await home.bus.create_run("theirs")
+    await home.bus.append("theirs", [clerk("theirs")._replace(package="9.0.0").genesis(requested())])
+    command = [sys.executable, "-m", "resia.runtime.cli", "worker", "start", "meta", "--run", "theirs"]
+    places = ["--store", str(home.folder)]
+    done = await asyncio.to_thread(subprocess.run, [*command, *places], capture_output=True, text=True, timeout=60)
+    assert done.returncode == USAGE, done.stderr
+    (sentence,) = done.stderr.splitlines()
+    assert f"begun by resia 9.0.0 and this is resia {package_version()}" in sentence
+    assert len(await facts(home.bus, "theirs")) == 1
+
+
 async def test_a_session_of_another_series_does_not_resume_a_run(tmp_path, home):
     await home.bus.create_run("theirs")
     await home.bus.append("theirs", [clerk("theirs")._replace(package="9.0.0").genesis(requested())])
@@ -114,8 +130,6 @@ async def test_a_clock_that_differs_is_said_once(bus):
     (line,) = lines
     assert line["event"] == "clock differs from the server's"
     assert line["seconds"] < -1e8
-    import time
-
     with structlog.testing.capture_logs() as lines:
         skew_s = await skew.clock_skew(bus, time.time)
         await warn_of_clock(bus, time.time)

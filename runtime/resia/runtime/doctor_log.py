@@ -61,12 +61,11 @@ async def look(store: Store, monitor: str | None) -> list[Check]:
                 *kept,
                 Check("log", "ok", "no server runs: none asked"),
             ]
-        return [configured(store.folder), *kept, *await _asked(store, access, None)]
-    return [monitored(monitor), *await _asked(store, Access(store.nats), monitor)]
+        return [configured(store.folder), *kept, *await _asked(store, access)]
+    return [monitored(monitor), *await _asked(store, Access(store.nats))]
 
 
-async def _asked(store: Store, access: Access, monitor: str | None) -> list[Check]:
-    del monitor
+async def _asked(store: Store, access: Access) -> list[Check]:
     try:
         async with _as(access, READER) as bus:
             log = Log(bus, await _streams(bus))

@@ -26,9 +26,9 @@ def addresses(first: str | None, names: Sequence[str]) -> dict[str, str]:
 
 
 def write_targets(folder: Path, places: Mapping[str, str]) -> None:
-    """Write or, where nothing is served, remove the file in `folder`."""
+    """Write or, where nothing is served or only on free ports, remove the file in `folder`."""
     path = folder / TARGETS
-    if not places:
+    if all(place.rpartition(":")[2] == "0" for place in places.values()):
         path.unlink(missing_ok=True)
         return
     groups = [
