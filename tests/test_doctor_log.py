@@ -15,7 +15,7 @@ import pytest
 
 from given import clerk, requested
 from resia.events.errors import UsageError
-from resia.runtime import doctor_log, grants
+from resia.runtime import bus, doctor_log, doctor_logins, grants
 from resia.runtime.bus import connect
 from resia.runtime.doctor_log import configured, filesystem_of, look, monitored, weaknesses
 from resia.runtime.doctor_logins import NO_RUN, expected, tried
@@ -32,10 +32,10 @@ def by_name(found):
     return {check.name: check for check in found}
 
 
-async def begin(bus, run: str, package: str = "") -> None:
-    await bus.create_run(run)
+async def begin(log, run: str, package: str = "") -> None:
+    await log.create_run(run)
     writer = clerk(run)._replace(package=package or package_version())
-    await bus.append(run, [writer.genesis(requested())])
+    await log.append(run, [writer.genesis(requested())])
 
 
 async def test_an_embedded_log_is_found_sound(home, monkeypatch):
@@ -101,10 +101,10 @@ async def test_an_external_server_is_called_durable_only_where_it_says_so(tmp_pa
 
 async def test_a_server_that_lets_anybody_do_anything_is_a_fault(tmp_path):
     with external(tmp_path, "sync_interval: always") as (address, _):
-        bus = await connect(address)
-        await bus.create_registry()
+        anybody = await connect(address)
+        await anybody.create_registry()
         found = by_name(await look(Store(tmp_path / "store", address), None))
-        await bus.close()
+        await anybody.close()
     assert found["permissions"].status == "fault"
     assert "anybody may" in found["permissions"].detail
 
@@ -117,12 +117,18 @@ def test_a_monitoring_port_that_does_not_answer_proves_nothing():
         monitored("ftp://x")
 
 
-async def test_no_server_at_all_is_a_fault(tmp_path):
+@pytest.fixture
+def hasty(monkeypatch):
+    """Where nothing will answer, a second of trying is enough."""
+    monkeypatch.setattr(bus, "CONNECT_TIMEOUT_S", 1.0)
+
+
+async def test_no_server_at_all_is_a_fault(tmp_path, hasty):
     found = by_name(await look(Store(tmp_path, f"nats://127.0.0.1:{_free_port()}"), None))
     assert found["log"].status == "fault"
 
 
-async def test_what_a_login_may_do_is_tried_and_nothing_is_kept(home):
+async def test_what_a_login_may_do_is_tried_and_nothing_is_kept(home, monkeypatch):
     await begin(home.bus, "mine")
     _, grant = grants.admit(home.folder, "alerts", "mail", ["alerts_sent"])
     last = await home.bus.last_sequence("mine")
@@ -131,10 +137,11 @@ async def test_what_a_login_may_do_is_tried_and_nothing_is_kept(home):
         ("reader", home.access.passwords["reader"], []),
         (grant.login, grant.password, grant.subjects),
     ):
-        bus = await connect(home.access.url, login, password)
-        assert await tried(bus, login, subjects) == (login, (), ())
-        await bus.close()
+        connected = await connect(home.access.url, login, password)
+        assert await tried(connected, login, subjects) == (login, (), ())
+        await connected.close()
     task = await connect(home.access.url, "task", home.access.passwords["task"])
+    monkeypatch.setattr(doctor_logins, "ALLOWED_S", doctor_logins.REFUSED_S)
     pretended = await tried(task, "trainer", [])  # as if the server took the one for the other
     await task.close()
     assert pretended.unable == ("share the work of trainer", "write as trainer")
@@ -153,7 +160,7 @@ def test_a_probe_is_of_no_run_that_may_be():
     assert not must.keys() & must_not.keys()
 
 
-async def test_a_password_that_the_server_does_not_take_is_found(home):
+async def test_a_password_that_the_server_does_not_take_is_found(home, hasty):
     wrong = Access(home.access.url, {**home.access.passwords, "task": "no"})
     found = await doctor_log.logins(Store(home.folder), wrong)
     assert found.status == "fault"

@@ -125,7 +125,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "resia.runtime.metrics", raising=False)
     monkeypatch.delitem(sys.modules, "resia.runtime.traces", raising=False)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     missing = "prometheus_client, which is not installed: pip install 'resia\\[ops\\]'"
     with pytest.raises(UsageError, match=missing), watching("task", "w", "0"):
@@ -133,6 +133,26 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     with structlog.testing.capture_logs() as lines, watching("task", "w", None) as watched:
         assert watched.observers == ()
     assert [line["event"] for line in lines] == ["no spans are sent"]
+
+
+def test_a_collector_that_is_silent_does_not_hold_a_worker_up(monkeypatch):
+    import socket
+
+    from scripted import Tape
+
+    from resia.runtime import traces
+
+    monkeypatch.setattr(traces, "CLOSE_S", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+        sending = traces.Traces("user", "w1", "0", began=0.0)
+        sending.read("r", Tape("r").add(requested())[0])
+        with structlog.testing.capture_logs() as lines:
+            sending.close()
+    assert [line["event"] for line in lines] == ["the last spans were not sent"]
 
 
 def test_a_session_gives_each_process_a_port_and_says_which(tmp_path):

@@ -16,7 +16,7 @@ import stored_runs
 from given import clerk, requested
 from resia.events import Draft
 from resia.events.errors import BlobError, BusError
-from resia.runtime import grants
+from resia.runtime import bus, grants
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
 from resia.runtime.server import ACCESS, EmbeddedServer
@@ -45,7 +45,8 @@ async def test_the_restore_drill_proves_a_backup(home, tmp_path):
     assert "the drill failed" in again.stderr
 
 
-async def test_a_granted_login_is_renewed_while_the_server_runs(home):
+async def test_a_granted_login_is_renewed_while_the_server_runs(home, monkeypatch):
+    monkeypatch.setattr(bus, "CONNECT_TIMEOUT_S", 1.0)
     access, old = grants.admit(home.folder, "alerts", "mail", ["alerts_sent"])
     connected = await connect(access.url, old.login, old.password)
     _, same = grants.admit(home.folder, "alerts", "mail", ["alerts_sent"])
@@ -105,7 +106,7 @@ async def until_refused(log: Bus, drafts: Iterator[Draft], acknowledged: list[st
 
 async def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk, monkeypatch):
     from resia.events import RolloutFailed
-    from resia.runtime import append, bus
+    from resia.runtime import append
 
     monkeypatch.setattr(bus, "ACK_TIMEOUT_S", 0.3)
     monkeypatch.setattr(append, "APPEND_TRIES", 1)

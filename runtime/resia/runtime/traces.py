@@ -6,8 +6,10 @@ Each process sends the spans of the events that it wrote itself, once it reads t
 
 from __future__ import annotations
 
+import threading
 import time
 
+import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -20,7 +22,9 @@ from resia.replay.spans import Span, Weaver
 
 from .observing import Observer
 
+CLOSE_S = 3.0
 SERVICE, _UNNAMED = "resia", "unknown_service"
+_log = structlog.get_logger()
 
 
 class Traces(Observer):
@@ -48,8 +52,12 @@ class Traces(Observer):
         self._weavers.pop(run, None)
 
     def close(self) -> None:
-        """Send what waits."""
-        self._processor.shutdown()
+        """Send what waits. A collector that does not answer is not waited for long: the work is done."""
+        sending = threading.Thread(target=self._processor.shutdown, daemon=True)
+        sending.start()
+        sending.join(CLOSE_S)
+        if sending.is_alive():
+            _log.warning("the last spans were not sent", fix="resia trace makes them of the log")
 
     def _readable(self, span: Span) -> ReadableSpan:
         return ReadableSpan(
