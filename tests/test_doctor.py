@@ -11,10 +11,10 @@ from sandbox_tiers import sandbox_of
 
 from resia.runtime import cli, doctor
 from resia.runtime.cli_options import DONE, FAILED
-from resia.runtime.doctor import Place, diagnose
-from resia.runtime.sandbox import CONFINED, ENCLOSED, NONE, TIERS, Probe, ProcessSandbox
+from resia.runtime.doctor import Place, diagnose, sound
+from resia.runtime.sandbox import CONFINED, ENCLOSED, NONE, TIERS, Probe, ProcessSandbox, probe
 
-NAMES = ["sandbox", "python", "engine", "processor", "disk", "log server"]
+NAMES = ["sandbox", "python", "engine", "processor", "gpu", "disk", "log server"]
 
 
 @pytest.fixture
@@ -24,21 +24,20 @@ def place(tmp_path):
 
 def found(capsys, *options):
     code = cli.main(["doctor", "--json", *options])
-    (line,) = capsys.readouterr().out.splitlines()
-    return code, json.loads(line)
+    return code, {said["name"]: said for said in map(json.loads, capsys.readouterr().out.splitlines())}
 
 
 def test_it_names_the_tier_that_a_run_gets(capsys, tmp_path):
     with sandbox_of(CONFINED):  # skips where there is no sandbox at all
         pass
-    code, said = found(capsys, "--store", str(tmp_path))
+    code, said = found(capsys, "--store", str(tmp_path / "none"))
     with ProcessSandbox(warm=1) as sandbox:
-        assert said["sandbox_tier"] == sandbox.tier
-        assert tuple(said["protects"]) == sandbox.details.protects
+        assert sandbox.tier in said["sandbox"]["detail"]
+        assert tuple(said["sandbox"]["protects"]) == sandbox.details.protects
     assert code == DONE
-    assert [check["name"] for check in said["checks"]] == NAMES
-    assert {tuple(check) for check in said["checks"]} == {("detail", "name", "status")}
-    assert {check["status"] for check in said["checks"]} <= {"ok", "warning"}
+    assert list(said) == NAMES
+    assert {check["status"] for check in said.values()} <= {"ok", "warning"}
+    assert all(check["fix"] for check in said.values() if check["status"] != "ok")
 
 
 def test_it_says_how_to_get_a_better_tier(capsys, monkeypatch, tmp_path):
@@ -46,10 +45,11 @@ def test_it_says_how_to_get_a_better_tier(capsys, monkeypatch, tmp_path):
         pass
     monkeypatch.setenv("PATH", str(tmp_path))
     code, said = found(capsys)
-    assert (code, said["sandbox_tier"]) == (DONE, CONFINED.name)
-    check = said["checks"][0]
+    assert code == DONE
+    check = said["sandbox"]
+    assert CONFINED.name in check["detail"]
     assert check["status"] == "warning"
-    assert "install bubblewrap" in check["detail"]
+    assert "install bubblewrap" in check["fix"]
 
 
 def test_a_bubblewrap_that_does_not_hold_is_told_from_none(place):
@@ -57,7 +57,7 @@ def test_a_bubblewrap_that_does_not_hold_is_told_from_none(place):
     check = doctor.sandbox(place._replace(sandbox=Probe(CONFINED, {ENCLOSED.name: why})))
     assert check.status == "warning"
     assert why in check.detail
-    assert "install" not in check.detail
+    assert "install" not in check.fix
 
 
 WITHOUT_LANDLOCK = """
@@ -81,21 +81,22 @@ def test_it_fails_where_generated_code_would_be_refused(options):
     )
     assert done.returncode == FAILED, done.stderr
     if options:
-        said = json.loads(done.stdout)
-        assert (said["sandbox_tier"], said["protects"], said["exposes"]) == (NONE.name, [], [])
-        assert said["checks"][0]["status"] == "failed"
+        said = json.loads(done.stdout.splitlines()[0])
+        assert (said["name"], said["status"]) == ("sandbox", "fault")
+        assert not said.keys() & {"protects", "exposes"}
     words = " ".join(done.stdout.split())
     assert "landlock_create_ruleset: Function not implemented" in words
     assert "--unsafe-local" in words
 
 
-@pytest.mark.parametrize(("wanted", "least", "status"), [(0.0, 0.0, "ok"), (1e9, 0.0, "warning"), (1e9, 1e9, "failed")])
+@pytest.mark.parametrize(("wanted", "least", "status"), [(0.0, 0.0, "ok"), (1e9, 0.0, "warning"), (1e9, 1e9, "fault")])
 def test_disk(place, monkeypatch, wanted, least, status):
     monkeypatch.setattr(doctor, "WANTED_GIB", wanted)
     monkeypatch.setattr(doctor, "LEAST_GIB", least)
     check = doctor.disk(place)
     assert check.status == status
-    assert f"GiB free for {place.store}" in check.detail
+    assert "GiB free for store and blobs" in check.detail
+    assert bool(check.fix) == (status != "ok")
     assert not place.store.exists()
 
 
@@ -116,6 +117,26 @@ def test_log_server(place, monkeypatch, tmp_path, script, status, detail):
     monkeypatch.setattr(doctor.server.sysconfig, "get_path", lambda _: str(tmp_path))
     check = doctor.log_server(place)
     assert check.status == status
+    assert detail in f"{check.detail}: {check.fix}"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "detail"),
+    [
+        ("echo 'NVIDIA H200, 143771 MiB, 570.1'", "ok", "NVIDIA H200, 143771 MiB, 570.1"),
+        ("exit 9", "warning", "does not tell"),
+        ("true", "warning", "names no card"),
+        (None, "ok", "none"),
+    ],
+)
+def test_gpu(place, monkeypatch, tmp_path, script, status, detail):
+    if script is not None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = doctor.gpu(place)
+    assert check.status == status
     assert detail in check.detail
 
 
@@ -132,8 +153,9 @@ def test_missing_libraries_are_named(place, monkeypatch):
     monkeypatch.setattr(doctor, "_LOCAL", ("msgspec", "no-such-library"))
     check = doctor.engine(place)
     assert check.status == "warning"
-    assert check.detail.startswith("no no-such-library: pip install 'resia[local]'")
+    assert check.detail.startswith("no no-such-library")
+    assert check.fix == "pip install 'resia[local]'"
 
 
 def test_what_is_found_decides(tmp_path):
-    assert diagnose(tmp_path).able == (diagnose(tmp_path).sandbox_tier != NONE.name)
+    assert sound(diagnose(tmp_path)) == (probe().tier is not NONE)

@@ -195,6 +195,10 @@ class RunState(msgspec.Struct, frozen=True):
     def iteration(self) -> int:
         return len(self.decisions)
 
+    def iteration_at(self, sequence: int) -> int:
+        """The iteration of event `sequence`, which is folded in: the decisions taken at or before it."""
+        return sum(at.sequence <= sequence for at in self.decisions)
+
     @property
     def current_trials(self) -> tuple[Trial, ...]:
         """Trials on the present champion."""

@@ -162,7 +162,12 @@ def _known(name: str, assets: Mapping[str, Asset]) -> Asset:
 
 
 def _folder(asset: Asset, cache: Path | None) -> Path:
-    return (cache or Path(platformdirs.user_cache_dir("resia"))) / "assets" / asset.name
+    return cache_folder(cache) / "assets" / asset.name
+
+
+def cache_folder(cache: Path | None) -> Path:
+    """Where pulled assets are: `cache`, or this user's own folder."""
+    return cache or Path(platformdirs.user_cache_dir("resia"))
 
 
 def _read_record(folder: Path) -> Record | None:

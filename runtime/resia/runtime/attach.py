@@ -21,7 +21,13 @@ from .store import Store, require_run
 
 
 async def attach(
-    role: str, store: Store, cache: Path | None, run: str | None, unsafe_local: bool, stay: Stay | None = None
+    role: str,
+    store: Store,
+    cache: Path | None,
+    run: str | None,
+    unsafe_local: bool,
+    stay: Stay | None = None,
+    metrics: str | None = None,
 ) -> int:
     """Serve until told to leave, or until `run` has ended; the exit code."""
     stay = stay or Stay()
@@ -50,6 +56,7 @@ async def attach(
         grace_s=stay.grace_s,
         stalled_s=STALLED_S if stay.stalled_s is None else stay.stalled_s,
         max_runs=stay.max_runs,
+        metrics=metrics,
     )
     shift = Shift(config.stalled_s, config.max_runs)
     return await until_told(lambda: serve(config, shift), shift, config.grace_s)

@@ -29,6 +29,7 @@ from . import (
     cli_score,
     cli_serve,
     cli_task,
+    cli_trace,
     cli_worker,
 )
 from .cli_options import (
@@ -40,6 +41,7 @@ from .cli_options import (
     CacheOption,
     Interrupted,
     JsonOption,
+    MetricsOption,
     NatsOption,
     StoreOption,
     emit,
@@ -85,6 +87,7 @@ for group in (
     cli_replay,
     cli_fork,
     cli_log,
+    cli_trace,
     cli_policy,
     cli_worker,
     cli_serve,
@@ -133,6 +136,7 @@ def run(
     store: StoreOption = STORE,
     nats: NatsOption = None,
     cache: CacheOption = None,
+    metrics: MetricsOption = None,
     json: JsonOption = False,
 ) -> int:
     """Improve an agent on a domain until its own rules stop; a table of what was tried at the end."""
@@ -151,6 +155,7 @@ def run(
         requested(settings, policy, cache)
         return show_estimate(settings, there, cache, json)
     session = Session(resume or name or _default_name(settings), settings, there, processes, cache, port, unsafe_local)
+    session = session._replace(metrics=metrics)
     if policy is not None and settings is not None:
         session = session._replace(settings=None, request=requested(settings, policy, cache))
     state, result = watched(session)

@@ -1,18 +1,20 @@
-"""The command that looks at the machine before a run does."""
+"""The command that looks at the machine, and at the log it is pointed at, before a run does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import DONE, FAILED, STORE, JsonOption, StoreOption, print_shown
+from .cli_options import DONE, FAILED, STORE, CacheOption, JsonOption, NatsOption, StoreOption, print_shown, run_async
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+    from .doctor import Check
+
+STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
 def register(app: typer.Typer) -> None:
@@ -20,28 +22,49 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(store: StoreOption = STORE, json: JsonOption = False) -> int:
-    """What this machine can do for a run: its sandbox, found by trying, and what a run needs beside it.
+def doctor(
+    store: StoreOption = STORE,
+    nats: NatsOption = None,
+    monitor: Annotated[
+        str | None, typer.Option(help="Monitoring port of the external server, http://HOST:8222.")
+    ] = None,
+    cache: CacheOption = None,
+    json: JsonOption = False,
+) -> int:
+    """What this machine can do for a run, and whether the log's server keeps what it acknowledges. Nothing is written.
 
-    Exits with 1 where no run can be made, such as one whose generated code would be refused.
+    Each finding is ok, a warning or a fault, with what to do. Exits with 1 while a fault stands.
     """
     import msgspec
+
+    from .doctor import diagnose, sound
+    from .views import Shown
+
+    found = diagnose(store, cache)
+    if nats is not None or store.is_dir():
+        from .doctor_log import look
+        from .store import Store
+
+        found += tuple(run_async(look(Store(store, nats), monitor)))
+    lines = tuple({"name": check.name, **msgspec.to_builtins(check)} for check in found)
+    return print_shown(Shown(lines, tuple(_table(found)), DONE if sound(found) else FAILED), json)
+
+
+def _table(found: Iterable[Check]) -> Iterable[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from .doctor import diagnose
-    from .views import Shown
-
-    found = diagnose(store)
     table = Table.grid(padding=(0, 2))
-    for check in found.checks:
+    for check in found:
         table.add_row(Text(check.status, STYLES[check.status]), check.name, Text(check.detail))
-    parts: list[RenderableType] = [table]
-    for head, lines in (("the sandbox keeps in", found.protects), ("and leaves open", found.exposes)):
-        if lines:
-            parts += [Text(f"\n{head}", "bold"), _points(lines)]
-    code = DONE if found.able else FAILED
-    return print_shown(Shown((msgspec.to_builtins(found),), tuple(parts), code), json)
+        if check.fix:
+            table.add_row("", "", Text(f"fix: {check.fix}", "bold"))
+    yield table
+    for check in found:
+        for head, lines in (("the sandbox keeps in", check.protects), ("and leaves open", check.exposes)):
+            if lines:
+                yield Text(f"\n{head}", "bold")
+                yield _points(lines)
 
 
 def _points(lines: Iterable[str]) -> RenderableType:

@@ -21,6 +21,12 @@ NatsOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="[HOST:]PORT", envvar="RESIA_METRICS", help="Serve Prometheus metrics at /metrics."
+    ),
+]
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder of pulled assets.")]
 UnsafeOption = Annotated[bool, typer.Option("--unsafe-local", help="Run the file without a sandbox if there is none.")]
 

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import DONE, STORE, CacheOption, JsonOption, NatsOption, StoreOption, emit, run_async, show
+from .cli_options import (
+    DONE,
+    STORE,
+    CacheOption,
+    JsonOption,
+    MetricsOption,
+    NatsOption,
+    StoreOption,
+    emit,
+    run_async,
+    show,
+)
 
 app = typer.Typer(help="Worker processes: start them, list them, grant logins.", no_args_is_help=True)
 
@@ -36,6 +47,7 @@ def start(
         ),
     ] = None,
     max_runs: Annotated[int, typer.Option(min=1, help="Runs served at once; more wait for one to end.")] = 500,
+    metrics: MetricsOption = None,
 ) -> int:
     """Add one more process to a role or a worker, on the runs that are active on a server."""
     from .leaving import Stay
@@ -50,11 +62,11 @@ def start(
     if name in ROLE_NAMES:
         from .attach import attach
 
-        return int(run_async(attach(name, where, cache, run, unsafe_local, stay)))
+        return int(run_async(attach(name, where, cache, run, unsafe_local, stay, metrics)))
     from .plugin_find import find
     from .plugin_serving import serve_found
 
-    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run, stay)))
+    return int(run_async(serve_found(find(name, ROLE_NAMES), where, run, stay, metrics)))
 
 
 @app.command(name="list")
@@ -95,6 +107,7 @@ def grant(
     role: Annotated[str | None, typer.Option(help="Role of a program in any language.")] = None,
     emits: Annotated[list[str] | None, typer.Option(help="A wire type that it may write; once for each.")] = None,
     as_: Annotated[str, typer.Option("--as", help="Name of the program, one a role.")] = "program",
+    renew: Annotated[bool, typer.Option("--renew", help="A new password; the old one ends at once.")] = False,
     store: StoreOption = STORE,
     json: JsonOption = False,
 ) -> int:
@@ -104,7 +117,7 @@ def grant(
     """
     from .workers import granted
 
-    found = granted(store, name, role, emits or [], as_)
+    found = granted(store, name, role, emits or [], as_, renew)
     if json:
         emit(found)
         return DONE

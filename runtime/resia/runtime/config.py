@@ -44,6 +44,7 @@ class ProcessConfig(BaseModel):
     stalled_s: float | None = STALLED_S  # without progress of what is performed, then the process ends
     max_runs: int = MAX_RUNS  # served at once; more wait
     beat: Path | None = None  # file that is touched as long as the process is not frozen
+    metrics: str | None = None  # PORT or HOST:PORT that they are served at
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSettings | None = None) -> RunSettings:

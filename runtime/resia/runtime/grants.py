@@ -26,11 +26,12 @@ POLL_S = 0.02
 _READ_AGAIN, _STARTED, _REFUSED = b"Reloaded server configuration", b"Server is ready", b"Failed to reload"
 
 
-def admit(folder: Path, role: str, name: str, emits: Sequence[str]) -> tuple[Access, Grant]:
+def admit(folder: Path, role: str, name: str, emits: Sequence[str], renew: bool = False) -> tuple[Access, Grant]:
     """Let the worker `name` write `emits` (wire types) as `role`, on the server that runs over `folder`.
 
     What was granted before under this role and name is replaced; its password stays, so a worker that is connected
-    is not cut off. UsageError when no server runs there, BusError when it does not take the configuration.
+    is not cut off, unless `renew` asks for a new one. UsageError when no server runs there, BusError when it does not
+    take the configuration.
     """
     if running_access(folder) is None:
         raise UsageError(f"no server runs over {folder}: start a run there, or name a server with --nats URL")
@@ -41,7 +42,8 @@ def admit(folder: Path, role: str, name: str, emits: Sequence[str]) -> tuple[Acc
         grants = {grant.login: grant for grant in grants_of(folder)}
         login = f"{role}_{name}"
         known = grants.get(login)
-        grant = Grant(login, role, tuple(sorted(set(emits))), known.password if known else secrets.token_hex(16))
+        password = known.password if known and not renew else secrets.token_hex(16)
+        grant = Grant(login, role, tuple(sorted(set(emits))), password)
         if grant != known:
             grants[login] = grant
             configure(folder, access, grants.values())

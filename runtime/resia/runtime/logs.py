@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
+
+from resia.events import Logged, Skipped
 
 
 def configure_command_logs() -> None:
@@ -23,6 +27,7 @@ def configure_logs() -> None:
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
@@ -37,3 +42,13 @@ def configure_logs() -> None:
 def _leave_out_farewells() -> None:
     """asyncio warns whenever a connection with TLS ends, since the client's protocol answers as without."""
     logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())
+
+
+@contextmanager
+def lines_about(fact: Logged, iteration: int) -> Iterator[None]:
+    """Every line that this task logs, and the threads that it starts: which event of which iteration it is about."""
+    about: dict[str, object] = {"iteration": iteration, "sequence": fact.sequence}
+    if not isinstance(fact, Skipped):
+        about |= {"run": fact.envelope.run, "id": fact.envelope.id, "cause": fact.envelope.cause}
+    with structlog.contextvars.bound_contextvars(**about):
+        yield

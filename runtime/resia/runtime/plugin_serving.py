@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from .bus import connect
+from .bus import Bus, connect
 from .grants import admit
 from .leaving import Stay, until_told
 from .logs import configure_logs
@@ -15,29 +15,39 @@ from .namespaces import register
 from .plugin import role_of
 from .plugin_find import Found
 from .shift import Shift
+from .skew import warn_of_clock
 from .store import Store, require_run
+from .watching import watching
 from .worker import Clerk, Worker, serve_runs
 
 
-async def serve_found(found: Found, store: Store, run: str | None, stay: Stay | None = None) -> int:
+async def serve_found(
+    found: Found, store: Store, run: str | None, stay: Stay | None = None, metrics: str | None = None
+) -> int:
     """Serve until told to leave, or until `run` has ended; the exit code. WorkerError ends it when the function breaks
     its contract."""
     stay = stay or Stay()
     shift = Shift(stay.stalled_s, stay.max_runs)
-    return await until_told(lambda: _serve(found, store, run, shift), shift, stay.grace_s)
+    return await until_told(lambda: _watched(found, store, run, shift, metrics), shift, stay.grace_s)
 
 
-async def _serve(found: Found, store: Store, run: str | None, shift: Shift) -> None:
+async def _watched(found: Found, store: Store, run: str | None, shift: Shift, metrics: str | None) -> None:
     declared = found.declared
     url, user, password, ca = await _login(found, store)
-    bus = await connect(url, user, password, ca=ca)
+    worker = f"{declared.login}-{socket.gethostname()}-{os.getpid()}"
+    with watching(declared.role, worker, metrics) as watched:
+        await _serve(found, store, run, watched.bus(await connect(url, user, password, ca=ca)), worker, shift)
+
+
+async def _serve(found: Found, store: Store, run: str | None, bus: Bus, worker: str, shift: Shift) -> None:
+    declared = found.declared
     try:
         if run is not None:
             await require_run(bus, run)
         await register(bus, found.source, [kind for kind in declared.writes if "_" in kind])
         configure_logs()
+        await warn_of_clock(bus, time.time)
         role = role_of(declared, store.blobs())
-        worker = f"{declared.login}-{socket.gethostname()}-{os.getpid()}"
 
         def clerk(name: str) -> Clerk:
             return Clerk(name, declared.role, worker, found.source, time.time)

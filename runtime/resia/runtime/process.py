@@ -18,10 +18,12 @@ from .config import ProcessConfig
 from .leaving import leaves, until_told
 from .logs import configure_logs
 from .ranks import dismiss, follow_rank_0, join, place_here
-from .resources import Resources, package_version
+from .resources import package_version
 from .roles import role
 from .shared_blobs import blobs_at
 from .shift import Shift
+from .skew import warn_of_clock
+from .watching import Watching, watching
 from .worker import Clerk, Worker, serve_runs
 
 BEAT_S = 5.0  # between two signs of life: see Supervisor
@@ -44,12 +46,18 @@ def live_publisher(bus: Bus, name: str, shift: Shift) -> Callable[[str], Callabl
     return live_of
 
 
-async def serve(config: ProcessConfig, shift: Shift) -> None:
-    """Serve `config.run`, or every active run, until the run or the shift is over."""
+async def serve(config: ProcessConfig, shift: Shift, strict: bool = True) -> None:
+    """Serve `config.run`, or every active run, until the run or the shift is over. See `watching` for `strict`."""
+    with watching(config.role, config.worker, config.metrics, strict) as watched:
+        await _serve(config, shift, watched)
+
+
+async def _serve(config: ProcessConfig, shift: Shift, watched: Watching) -> None:
     ranks = join(place_here(config.role))
     beating = asyncio.create_task(_beat(config.beat))
-    bus = await connect(config.url, config.user, config.password, ca=config.ca)
-    resources = Resources(blobs_at(config.blobs, config.shared), config.cache, config.unsafe_local, ranks)
+    bus = watched.bus(await connect(config.url, config.user, config.password, ca=config.ca))
+    await warn_of_clock(bus, time.time)
+    resources = watched.resources(blobs_at(config.blobs, config.shared), config.cache, config.unsafe_local, ranks)
     chosen = role(config.role, resources, live_publisher(bus, config.role, shift))
 
     def clerk(run: str) -> Clerk:
@@ -82,7 +90,7 @@ def main(path: str) -> int:
 
     async def work() -> int:
         shift = Shift(config.stalled_s, config.max_runs)
-        return await until_told(lambda: serve(config, shift), shift, config.grace_s)
+        return await until_told(lambda: serve(config, shift, strict=False), shift, config.grace_s)
 
     code = 1
     try:

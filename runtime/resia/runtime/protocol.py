@@ -96,17 +96,19 @@ def last_number(text: str) -> int:
 
 
 class Position(NamedTuple):
-    """Where a delivered message stands in its stream, and when the server stored it (nanoseconds since the epoch)."""
+    """Where a delivered message stands in its stream, when the server stored it (nanoseconds since the epoch), and how
+    often it was delivered."""
 
     sequence: int
     time_ns: int
+    deliveries: int = 1
 
 
 def position(reply: str) -> Position:
     """From `$JS.ACK.[domain.account.]stream.consumer.delivered.SEQUENCE.consumer sequence.TIME.pending[.token]`."""
     tokens = reply.split(".")
     first = 5 if len(tokens) == 9 else 7
-    return Position(int(tokens[first]), int(tokens[first + 2]))
+    return Position(int(tokens[first]), int(tokens[first + 2]), int(tokens[first - 1]))
 
 
 def pushed_to(inbox: str, stream: str, first: int, heartbeat_s: float) -> bytes:

@@ -132,7 +132,7 @@ async def _pushed(bus: Bus, run: str, first: int, _: int) -> AsyncGenerator[Reco
                 if message.reply:
                     await bus.publish(message.reply, b"")
                 continue
-            sequence, time_ns = position(message.reply)
+            sequence, time_ns, _ = position(message.reply)
             yield Record(sequence, message.subject, message.data, time_ns)
 
 

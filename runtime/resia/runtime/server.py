@@ -30,6 +30,7 @@ from .permissions import READER, Access, Grant, server_config
 __all__ = ["READER", "Access", "EmbeddedServer", "binary", "configure", "grants_of", "running_access", "write_private"]
 
 READY_S = 30.0
+STOPS_BYTES = 64 << 20  # free on the store's disk: an adapter and its optimiser of a small model are about this much
 ACCESS, LOCK = "access.json", "lock"
 YIELDS = "yields"  # there while the store's server is a reader's, who gives it up to whoever needs the store for itself
 CONFIG, GRANTS, PID, LOG = "server.conf", "grants.json", "server.pid", "server.log"

@@ -28,20 +28,24 @@ from .bus import BATCH_LIMIT, Bus, reach
 from .config import ProcessConfig
 from .endpoint import check_endpoints, endpoint_digest
 from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
-from .server import Access
+from .server import STOPS_BYTES, Access
 from .serving_engine import check_engine, check_resumed
+from .skew import fits_series
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
+from .targets import addresses, write_targets
 from .tenancy import Serving
+from .watching import Watching, watching
 from .worker import Clerk, Follower, cancelled
 
 DEFAULT_WORKERS = {"meta": 1, "task": 1, "feedback": 1, "trainer": 1, "kernel-bench": 0}
 OPTIONAL = frozenset({"trainer", "kernel-bench"})  # may be attached from elsewhere: on several ranks, with a GPU
-MIN_FREE_BYTES = 64 << 20  # an adapter and its optimiser of a small model are about this much
 SLOT_BYTES = 100  # of an evaluation's event a rollout takes, beside its item's name
 DISK_CHECK_S = 1.0
 SERVER_CHECK_S = 0.5
+OBSERVED_S = 3.0  # for the last spans, which a process sends when it has read what it wrote
+WORKER = "cli"  # as which a session writes
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
 
@@ -69,6 +73,7 @@ class Session(NamedTuple):
     port: int | None = None
     unsafe_local: bool = False
     request: RunRequested | None = None  # the first event, where the caller has made it: a fork's
+    metrics: str | None = None  # [HOST:]PORT of the session's own; its workers take the ports after it
 
 
 def parse_workers(specs: list[str]) -> dict[str, int]:
@@ -95,11 +100,17 @@ async def launch(session: Session, watch: Watch) -> RunState:
     settings = session.settings
     request = session.request if settings is None else first_event(settings, session.cache)
     session.store.make()
+    with watching("user", WORKER, session.metrics) as watched:
+        return await _launched(session, request, watch, watched)
+
+
+async def _launched(session: Session, request: RunRequested | None, watch: Watch, watched: Watching) -> RunState:
     async with serving(session.store, port=session.port, share=False) as log:
-        bus = await reach(log.access, "admin")
+        bus = watched.bus(await reach(log.access, "admin"))
         try:
             await bus.create_registry()
-            state = await _attend(bus, log, session, await _begin(bus, session, request), watch)
+            settings = await _begin(bus, session, request)
+            state = await _attend(bus, log, session, settings, watch, OBSERVED_S if watched.observers else 0.0)
             await bus.set_status(session.run, state.status)
             await bus.seal(session.run)
             return state
@@ -212,12 +223,13 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
         await bus.create_run(session.run)
         witness.forget()
         forget_seconds(session.store, session.run)
-        clerk = Clerk(session.run, "user", "cli", package_version(), time.time)
+        clerk = Clerk(session.run, "user", WORKER, package_version(), time.time)
         await bus.append(session.run, [clerk.genesis(request)])
         return request.settings
     await require_run(bus, session.run)
     await witness.check(bus, session.run)
     async for fact in bus.read(session.run):
+        fits_series(fact, session.run, package_version())
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
             check_endpoints(fact.event.settings)
             check_resumed(fact.event.settings.engine, session.cache)
@@ -225,8 +237,10 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 
 
-async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSettings, watch: Watch) -> RunState:
-    """Workers, fold and progress until the run has ended."""
+async def _attend(
+    bus: Bus, log: Serving, session: Session, settings: RunSettings, watch: Watch, patience_s: float
+) -> RunState:
+    """Workers, fold and progress until the run has ended; then the workers have `patience_s` to end by themselves."""
     follower = Follower(bus, session.run)
     supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
     ended, witness = asyncio.Event(), session.store.witness(session.run)
@@ -249,6 +263,8 @@ async def _attend(bus: Bus, log: Serving, session: Session, settings: RunSetting
     end = asyncio.create_task(ended.wait())
     try:
         await _first(end, helpers)
+        if patience_s:
+            await supervisor.ended(patience_s)
     finally:
         await supervisor.stop()
         await cancelled((end, *helpers))
@@ -275,10 +291,10 @@ async def _guard_disk(session: Session) -> None:
     """Stop while there is room to stop in order: a log on a full disk stalls without a word."""
     while True:
         free = shutil.disk_usage(session.store.folder).free
-        if free < MIN_FREE_BYTES:
+        if free < STOPS_BYTES:
             raise BusError(
                 f"the disk of {session.store.folder} has {free >> 20} MB left and resia stops at"
-                f" {MIN_FREE_BYTES >> 20}: free some, then go on with --resume {session.run}"
+                f" {STOPS_BYTES >> 20}: free some, then go on with --resume {session.run}"
             )
         await asyncio.sleep(DISK_CHECK_S)
 
@@ -307,6 +323,9 @@ def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfi
     processes = _processes(session.workers, domain)
     for role in (role for role, count in processes.items() if count):
         access.require(role)
+    names = [(role, f"{role}-{number}") for role, count in processes.items() for number in range(1, count + 1)]
+    places = addresses(session.metrics, [WORKER, *(name for _, name in names)])
+    write_targets(session.store.workers / session.run, places)
     return [
         ProcessConfig(
             url=access.url,
@@ -314,13 +333,13 @@ def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfi
             password=access.login(role)[1],
             ca=access.ca,
             role=role,
-            worker=f"{role}-{number}",
+            worker=name,
             blobs=session.store.folder / "blobs",
             shared=access.blobs,
             cache=session.cache,
             run=session.run,
             unsafe_local=session.unsafe_local,
+            metrics=places.get(name),
         )
-        for role, count in processes.items()
-        for number in range(1, count + 1)
+        for role, name in names
     ]

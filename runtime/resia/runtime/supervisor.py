@@ -118,6 +118,15 @@ class Supervisor:
         lines = self._log(worker).read_text(errors="replace").strip().splitlines()
         return lines[-1][-400:] if lines else "it said nothing"
 
+    async def ended(self, within_s: float) -> None:
+        """Wait until all have ended by themselves, as they do when the run has; for `within_s` at most."""
+        ends = [asyncio.create_task(p.wait()) for p in self._running.values() if p.returncode is None]
+        self._stopping.set()  # none is started again
+        if ends:
+            _, waiting = await asyncio.wait(ends, timeout=within_s)
+            for end in waiting:
+                end.cancel()
+
     async def stop(self) -> None:
         """SIGTERM to all, SIGKILL to those that stay; none is left when it returns."""
         self._stopping.set()

@@ -34,6 +34,7 @@ from resia.events import subjects as names
 from resia.events.custom import wire_type
 from resia.events.errors import BusError, FenceMoved, ResiaError, WorkerError
 from resia.events.ids import sha256
+from resia.events.tracing import trace_in, trace_of, traceparent
 from resia.replay.fold import evolve
 from resia.replay.identity import decided, identity, is_outcome, performed
 from resia.replay.seal import broken_by
@@ -43,8 +44,10 @@ from .asking import AskingLine
 from .bus import ACK_WAIT_S, AGAIN_S, Bus, Durable, Work
 from .holding import Holding
 from .lineage import origin_of
+from .logs import lines_about
 from .protocol import RunEntry
 from .shift import Shift
+from .skew import fits_series
 
 DECIDE_TRIES = 8
 CANCEL_AGAIN_S = 0.5
@@ -146,21 +149,28 @@ class Clerk(NamedTuple):
         self, fact: Fact | Custom, basis: int, events: Sequence[msgspec.Struct], handler: str, first: int = 0
     ) -> list[Draft]:
         """Drafts of `events` caused by `fact`; ordinals count from `first`."""
-        return [
-            self.draft(fact.envelope.id, basis, event, handler, ordinal) for ordinal, event in enumerate(events, first)
-        ]
+        drafts, trace = [], trace_in(fact.envelope.trace)
+        for ordinal, event in enumerate(events, first):
+            trace = trace_of(self.run, event, trace)
+            drafts.append(self.draft(fact.envelope.id, basis, event, handler, ordinal, trace))
+        return drafts
 
     def genesis(self, event: msgspec.Struct) -> Draft:
         """The first event of a run, which nothing caused."""
         return self.draft(None, 0, event, f"{self.role}.genesis", 0)
 
-    def draft(self, cause: str | None, basis: int, event: msgspec.Struct, handler: str, ordinal: int) -> Draft:
-        """The `ordinal`-th event that `handler` writes for `cause`, under the id derived from them."""
+    def draft(
+        self, cause: str | None, basis: int, event: msgspec.Struct, handler: str, ordinal: int, trace: str = ""
+    ) -> Draft:
+        """The `ordinal`-th event that `handler` writes for `cause`, under the id derived from them.
+
+        `trace` is that of its iteration, where the event itself does not say which that is.
+        """
         kind, version = wire_type(type(event))
         id_ = identity(self.run, cause, event, handler, ordinal)
         producer = Producer(self.role, self.worker, self.package)
-        trace = f"00-{sha256(self.run.encode())[:32]}-{id_[:16]}-01"
-        envelope = Envelope(id_, self.run, kind, version, cause, basis, producer, self.now(), trace)
+        context = traceparent(trace or trace_of(self.run, event, ""), id_)
+        envelope = Envelope(id_, self.run, kind, version, cause, basis, producer, self.now(), context)
         subject = names.event_subject(self.run, self.role, kind, id_)
         return Draft(id_, subject, encode(envelope, event), event, is_outcome(event, handler))
 
@@ -174,6 +184,7 @@ class Worker:
         self._follower = Follower(bus, clerk.run)
         self._log = _log.bind(role=clerk.role, worker=clerk.worker, run=clerk.run)
         self._foreign: asyncio.Queue[Skipped] = asyncio.Queue(FOREIGN_LIMIT)
+        self._fits = False  # until the run's request was seen
 
     async def serve(self) -> None:
         """Work until the run has ended, or the shift. Raises what breaks; the process that runs this is restarted."""
@@ -181,13 +192,17 @@ class Worker:
             ended, work = group.create_task(self._until_ended()), group.create_task(self._work())
             foreign = self._note_foreign if self._role.quarantines else None
             others = [
-                group.create_task(self._follower.follow(on_foreign=foreign)),
+                group.create_task(self._follower.follow(self._check, foreign)),
                 group.create_task(self._quarantine()),
             ]
             try:
                 await asyncio.wait([ended, work], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 await cancelled([ended, work, *others])  # and not by the group, which asks them once
+
+    def _check(self, _: RunState, fact: Logged) -> None:
+        if not self._fits:
+            self._fits = fits_series(fact, self._clerk.run, self._clerk.package)
 
     async def _note_foreign(self, state: RunState, skipped: Skipped) -> None:
         if state.ending is None:
@@ -209,6 +224,7 @@ class Worker:
 
     async def _work(self) -> None:
         role = self._role
+        await self._follower.reached(1)  # nothing is asked for before it is known that this package may serve the run
         async with self._bus.durable(self._clerk.run, role.durable or role.name, role.types()) as durable:
             while self._follower.state.ending is None and not self._shift.is_over():
                 work = await durable.take()
@@ -238,28 +254,26 @@ class Worker:
         started = self._clerk.now()
         try:
             async with self._heartbeat(work):
-                outcome = await self._handle(work.fact)
+                state = await self._follower.reached(work.fact.sequence)
+                with lines_about(work.fact, state.iteration_at(work.fact.sequence)):
+                    outcome = await self._handle(work.fact)
         except asyncio.CancelledError:
             await work.give_back()
             raise
-        await self._acknowledge(work)
-        self._log.info(
-            "handled",
-            sequence=work.fact.sequence,
-            outcome=outcome,
-            ms=round((self._clerk.now() - started) * 1000),
-        )
+        with lines_about(work.fact, state.iteration_at(work.fact.sequence)):
+            await self._acknowledge(work)
+            self._log.info("handled", outcome=outcome, ms=round((self._clerk.now() - started) * 1000))
 
     async def _acknowledge(self, work: Work) -> None:
         try:
             await work.ack()
         except BusError as cause:  # it is handed out again, and whoever takes it finds it done
-            self._log.warning("not acknowledged", sequence=work.fact.sequence, error=str(cause))
+            self._log.warning("not acknowledged", error=str(cause))
 
     async def _handle(self, fact: Logged) -> str:
         state = await self._follower.reached(fact.sequence)
         if isinstance(fact, Skipped):
-            self._log.warning("skipped", sequence=fact.sequence, why=fact.why)
+            self._log.warning("skipped", why=fact.why)
             return "skipped"
         if state.ending is not None:
             return "run has ended"

@@ -41,7 +41,7 @@ def _built_in(name: str) -> Listed:
 
 
 def granted(
-    folder: Path, name: str | None, role_name: str | None, emits: Sequence[str], program: str
+    folder: Path, name: str | None, role_name: str | None, emits: Sequence[str], program: str, renew: bool = False
 ) -> dict[str, Any]:
     """A login for the worker `name`, or for a `program` that writes `emits` as `role_name`: how to connect."""
     if (name is None) == (role_name is None):
@@ -54,7 +54,7 @@ def granted(
     else:
         named, program, kinds = str(role_name), check_name(program, "program"), tuple(emits)
         check_emits(check_role(named), kinds)
-    access, grant = admit(folder, named, program, kinds)
+    access, grant = admit(folder, named, program, kinds, renew)
     return {
         "url": access.url,
         "user": grant.login,
