@@ -39,6 +39,7 @@ from resia.events import (
 from resia.events.errors import BlobError, UsageError
 from resia.events.ids import sha256
 from resia.replay.state import RunState
+from resia.runtime.attending import preferred, serve_runs
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
 from resia.runtime.config import ProcessConfig
@@ -52,7 +53,7 @@ from resia.runtime.server import running_access
 from resia.runtime.shift import Shift, Stalled
 from resia.runtime.store import Store
 from resia.runtime.supervisor import Died, Supervisor
-from resia.runtime.worker import Role, Worker, cancelled, preferred, serve_runs
+from resia.runtime.worker import Role, Worker, cancelled
 
 LIMIT_S = 60
 
@@ -238,7 +239,7 @@ async def test_two_workers_of_one_run_each_serve_two_runs(home):
 
 
 async def test_a_run_that_was_given_up_is_tried_again(home, monkeypatch):
-    monkeypatch.setattr("resia.runtime.worker.RETRY_S", 0.01)
+    monkeypatch.setattr("resia.runtime.attending.RETRY_S", 0.01)
     monkeypatch.setattr("resia.runtime.bus.ACK_WAIT_S", 0.5)  # it fell, and gave nothing back
     falls = iter([True, False])
 

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 
+from .attending import serve_runs
 from .blobs import DirectoryBlobs
 from .bus import connect
 from .grants import admit
@@ -18,7 +19,7 @@ from .plugin import role_of
 from .plugin_find import Found
 from .shift import Shift
 from .store import Store, require_run
-from .worker import Clerk, Worker, serve_runs
+from .worker import Clerk, Worker
 
 
 async def serve_found(found: Found, store: Store, run: str | None, stay: Stay | None = None) -> int:

@@ -13,6 +13,7 @@ import structlog
 
 from resia.events.errors import ResiaError
 
+from .attending import serve_runs
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect
 from .config import ProcessConfig
@@ -22,7 +23,7 @@ from .ranks import dismiss, follow_rank_0, join, place_here
 from .resources import Resources, package_version
 from .roles import role
 from .shift import Shift
-from .worker import Clerk, Worker, serve_runs
+from .worker import Clerk, Worker
 
 BEAT_S = 5.0  # between two signs of life: see Supervisor
 
