@@ -40,6 +40,7 @@ from resia.events import (
 from resia.events.errors import BlobError, UsageError
 from resia.events.ids import sha256
 from resia.replay.state import RunState
+from resia.runtime.attending import preferred, serve_runs
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
 from resia.runtime.config import ProcessConfig
@@ -53,7 +54,7 @@ from resia.runtime.server import running_access
 from resia.runtime.shift import Shift, Stalled
 from resia.runtime.store import Store
 from resia.runtime.supervisor import Died, Supervisor
-from resia.runtime.worker import Role, Worker, cancelled, preferred, serve_runs
+from resia.runtime.worker import Role, Worker, cancelled
 
 LIMIT_S = 60
 
@@ -132,16 +133,6 @@ async def becomes(true: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not await true():
             continue
-
-
-async def idle(bus: Bus, run: str, durable: str, count: int) -> None:
-    """Wait until `count` processes wait for work."""
-
-    async def so_many() -> bool:
-        held = await bus.held(run, durable)
-        return held is not None and held.idle >= count
-
-    await becomes(so_many)
 
 
 def process_of(bus: Bus, gated: Gated, name: str, shift: Shift | None = None) -> asyncio.Task[None]:
@@ -239,7 +230,7 @@ async def test_two_workers_of_one_run_each_serve_two_runs(home):
 
 
 async def test_a_run_that_was_given_up_is_tried_again(home, monkeypatch):
-    monkeypatch.setattr("resia.runtime.worker.RETRY_S", 0.01)
+    monkeypatch.setattr("resia.runtime.attending.RETRY_S", 0.01)
     monkeypatch.setattr("resia.runtime.bus.ACK_WAIT_S", 0.5)  # it fell, and gave nothing back
     falls = iter([True, False])
 
@@ -280,7 +271,6 @@ async def test_processes_share_an_evaluation_and_close_it_as_one_would(home, emp
     await asyncio.wait_for(working, LIMIT_S)
     await home.bus.create_run(SHARED)
     with crew(home.access, SHARED, 3, HARNESS) as names:
-        await idle(home.bus, SHARED, "task", 3)
         shared, sampled = await closed(home.bus)
     assert shared == alone
     assert set(sampled) == set(names)

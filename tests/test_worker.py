@@ -29,9 +29,10 @@ from resia.events import (
 )
 from resia.events.errors import WorkerError
 from resia.replay.state import RunState
+from resia.runtime.attending import serve_runs
 from resia.runtime.bus import Bus, connect
 from resia.runtime.server import EmbeddedServer
-from resia.runtime.worker import Role, Worker, cancelled, serve_runs
+from resia.runtime.worker import Role, Worker, cancelled
 
 LIMIT_S = 20
 REQUESTS = 12

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 
+from .attending import serve_runs
 from .bus import Bus, connect
 from .grants import admit
 from .leaving import Stay, until_told
@@ -18,7 +19,7 @@ from .shift import Shift
 from .skew import warn_of_clock
 from .store import Store, require_run
 from .watching import watching
-from .worker import Clerk, Worker, serve_runs
+from .worker import Clerk, Worker
 
 
 async def serve_found(

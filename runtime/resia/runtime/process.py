@@ -13,6 +13,7 @@ import structlog
 
 from resia.events.errors import ResiaError
 
+from .attending import serve_runs
 from .bus import Bus, connect
 from .config import ProcessConfig
 from .leaving import leaves, until_told
@@ -24,7 +25,7 @@ from .shared_blobs import blobs_at
 from .shift import Shift
 from .skew import warn_of_clock
 from .watching import Watching, watching
-from .worker import Clerk, Worker, serve_runs
+from .worker import Clerk, Worker
 
 BEAT_S = 5.0  # between two signs of life: see Supervisor
 
