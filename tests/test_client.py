@@ -232,5 +232,7 @@ asyncio.run(main())
 def test_a_program_may_leave_in_the_middle(tmp_path):
     asyncio.run(fill(Store(tmp_path)))
     done = subprocess.run([sys.executable, "-X", "dev", "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    # In dev mode asyncio tells of each callback over 100 ms, which says only how busy the machine is.
+    told = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.returncode, told) == (0, [])
     assert done.stdout.startswith("3 evaluation-requested")

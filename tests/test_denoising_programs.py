@@ -17,7 +17,7 @@ from resia.agents import answers, llm_trial, rollout
 from resia.agents.code_sources import block
 from resia.agents.llm_reply import Invalid
 from resia.agents.proposing import first_harness
-from resia.agents.toolbox import tools_of
+from resia.agents.toolbox import Judges, tools_of
 from resia.domains import trials
 from resia.domains.admission import examine
 from resia.domains.denoising.domain import Denoising, DenoisingOptions
@@ -165,7 +165,7 @@ def test_controls_are_fixed_because_programs_cannot_be_drawn():
 
 
 def test_a_trial_says_whether_an_answer_is_valid_and_never_what_it_scores(chamber):
-    attempt = tools_of(DOMAIN, ITEMS[1], lambda: chamber)["attempt"]
+    attempt = tools_of(DOMAIN, ITEMS[1], Judges(lambda: chamber))["attempt"]
     valid = {"ok": True, "failure": "", "detail": "it ran, and its output is a valid answer"}
     assert [attempt({"program": p}) for p in (NONE, COMPONENTS, body("return X * 0 + 1"))] == [valid] * 3
     zeros = attempt({"program": body("return X * 0")})
@@ -187,7 +187,7 @@ def dispatch(request, tools):
         return tools.submit(**request)
     return tools.submit(program=FALLBACK)
 """
-    tools = tools_of(DOMAIN, ITEMS[0], lambda: chamber)
+    tools = tools_of(DOMAIN, ITEMS[0], Judges(lambda: chamber))
     for program, handed in ((COMPONENTS, COMPONENTS), ("def denoise(", NONE)):
         assert sandbox.run(source, "dispatch", [{"program": program}], tools).value == {"program": handed}
 

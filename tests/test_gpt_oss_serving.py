@@ -54,7 +54,7 @@ def engine(model):
 
 
 def decoded(engine, tokens) -> str:
-    return engine._tokenizer.decode(list(tokens))
+    return engine._chat._tokenizer.decode(list(tokens))
 
 
 def test_the_prompt_is_harmony_on_a_day_that_no_clock_says(engine):
@@ -108,8 +108,8 @@ def test_a_stop_string_in_thought_ends_nothing(engine):
 
 
 def test_a_call_ends_a_completion_too(engine):
-    stopper = engine._stopper(())
-    ids = {text: engine._tokenizer.convert_tokens_to_ids(text) for text in (*MARKS, *WORDS)}
+    stopper = engine._chat.stopper(())
+    ids = {text: engine._chat._tokenizer.convert_tokens_to_ids(text) for text in (*MARKS, *WORDS)}
     thought = [ids["<|channel|>"], ids["analysis"], ids["<|message|>"]]
     assert stopper.stops([*thought, ids["<|call|>"]])
     assert stopper.stops([*thought, ids["<|return|>"]])

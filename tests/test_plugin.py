@@ -27,12 +27,13 @@ from resia.events.custom import CUSTOM
 from resia.events.errors import UnknownName, UsageError, WorkerError
 from resia.events.ids import event_id
 from resia.replay.verify import check
+from resia.runtime.attending import serve_runs
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import BATCH_LIMIT, connect
 from resia.runtime.grants import admit
 from resia.runtime.namespaces import register
 from resia.runtime.plugin import declaration_of, role_of, worker
-from resia.runtime.worker import Worker, cancelled, serve_runs
+from resia.runtime.worker import Worker, cancelled
 
 LIMIT_S = 20
 SUBMITTED = KernelSubmitted("rollout", BLOB, {}, "strict")
@@ -107,7 +108,10 @@ class Unwritable(msgspec.Struct, frozen=True):
             {"emits": [EvaluationRequested]},
             "role 'probe' cannot write evaluation-requested: it may write custom events",
         ),
-        ({"role": "trainer", "emits": [ShardSampled]}, "shard-sampled: it may write round-trained or step-"),
+        (
+            {"role": "trainer", "emits": [ShardSampled]},
+            "it may write drift-failed or drift-measured or ",
+        ),
         ({"role": "task", "emits": [EvaluationCompleted]}, "cannot write evaluation-completed: it may write control-f"),
         ({"role": "meta", "emits": [RunRequested]}, "it may write draft-failed or harness-drafted"),
         (

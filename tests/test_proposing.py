@@ -292,7 +292,7 @@ def test_no_harness_ever_holds_a_sealed_prompt_or_gold(run, blobs, sandbox):
             parent = event.harness
             harnesses.append(blobs.get(parent).decode())
             evaluation = measured(tape, blobs, sandbox, parent, engine)
-    needs_tools = {"classify-labels", "shortlist-labels"}
+    needs_tools = {"attempt-first", "classify-labels", "shortlist-labels"}
     assert len(harnesses) == len(CATALOGUE) - len(needs_tools) + 1
     assert not [mark for text in harnesses for mark in (GOLD, *sealed_marks()) if mark in text]
     assert any("MARK-search-" in text for text in harnesses)  # demonstrations do show search prompts

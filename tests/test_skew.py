@@ -15,13 +15,14 @@ from given import clerk, requested
 from resia.events import Fact, RunFailed, Skipped
 from resia.events.errors import ResiaError
 from resia.runtime import skew
+from resia.runtime.attending import serve_runs
 from resia.runtime.bus import connect
 from resia.runtime.cli_options import USAGE
 from resia.runtime.resources import package_version
 from resia.runtime.session import Session, Watch, launch
 from resia.runtime.skew import VersionSkew, fits_series, series, warn_of_clock
 from resia.runtime.store import Store
-from resia.runtime.worker import Worker, serve_runs
+from resia.runtime.worker import Worker
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def engine_of(tmp_path: Path) -> Iterator[Callable[..., VllmEngine]]:
     made: list[VllmEngine] = []
 
     def make(model: Path, *urls: str, pauses: list[float] | None = None) -> VllmEngine:
-        settings = EngineSettings("vllm", "tiny", "float32", 1, urls)
+        settings = EngineSettings("vllm", "tiny", "float32", 1, urls=urls)
         told = pauses if pauses is not None else []
         made.append(VllmEngine(model, model_digest(model), settings, tmp_path / "peft", told.append))
         return made[-1]
@@ -194,7 +194,7 @@ def test_a_server_of_another_base_is_refused_and_both_are_named(model, tmp_path,
     with pytest.raises(ModelError, match=f"serves base {theirs} .*the run's base is {mine}"):
         engine_of(model, server.url).generate(PROMPTS, WARM, SEEDS, None)
     assert engine_of(model, server.url).manifest.engine == "vllm"
-    settings = EngineSettings("vllm", str(model), "float32", 1, (server.url,))
+    settings = EngineSettings("vllm", str(model), "float32", 1, urls=(server.url,))
     with pytest.raises(UsageError, match=f"serves base {theirs}"):
         check_engine(settings, model, tmp_path)
     server.stop()
