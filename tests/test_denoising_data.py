@@ -67,6 +67,7 @@ def test_genes_in_few_cells_are_dropped(tmp_path):
         ({"data": np.array([1.0, np.nan, 5, 3])}, "NaN or infinite"),
         ({"data": np.array([1.0, -2, 5, 3])}, "negative"),
         ({"data": np.array([1.0, 2.5, 5, 3])}, "fractional"),
+        ({"data": np.array([1.0, 2.0, 1e20, 3])}, r"a count is 1e\+20, more than 16,777,216"),
         ({"data": np.array([1, 2, 5])}, "indices has shape"),
         ({"indices": np.array([0, 2, 4, 0])}, "outside the 4 genes"),
         ({"indices": np.array([0, 2, -1, 0])}, "outside the 4 genes"),

@@ -172,5 +172,9 @@ def test_an_item_that_would_hold_nothing_out_is_refused_at_once(tmp_path):
     save_counts(thin, tmp_path / "thin.npz")
     with pytest.raises(UsageError, match=r"item search-00 \(cells=9 depth=1\) would hold out about 4 molecules of 36"):
         Denoising(DenoisingOptions(path=str(tmp_path / "thin.npz")))
+    rich = Counts(np.full(cells, 900), np.zeros(cells, dtype=np.int64), np.arange(cells + 1), ("only",))
+    save_counts(rich, tmp_path / "rich.npz")
+    with pytest.raises(UsageError, match="the counts leave 1 gene in 90 cells"):
+        Denoising(DenoisingOptions(path=str(tmp_path / "rich.npz")))
     with pytest.raises(UsageError, match="the counts leave 0 cells"):
         Denoising(DenoisingOptions(path=str(tmp_path / "thin.npz"), min_cells_per_gene=10_000))

@@ -104,6 +104,12 @@ def test_norms_are_zero_for_no_denoising_and_one_for_the_test_half():
     assert perfect.audited == 1.0
 
 
+def test_a_norm_without_a_way_to_go_is_zero():
+    """Of one gene every cell has the same profile, so no denoising is perfect already."""
+    verdict = Judge(TRAIN[:, :1] + 1, np.ones((3, 1))).verdict(ANSWER[:, :1])
+    assert (verdict.mse_norm, verdict.audited, verdict.poisson_norm) == (0.0, 0.0, 0.0)
+
+
 def test_a_zero_row_stays_zero():
     matrix = np.array([[0.0, 0.0], [1.0, 3.0]])
     assert log_normalised(matrix)[0].tolist() == [0.0, 0.0]

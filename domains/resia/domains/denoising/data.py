@@ -23,6 +23,7 @@ from resia.events.errors import UsageError
 from .metrics import Floats
 
 WHOLE = 1e-4  # how far a count may be from a whole number: celltypist writes 0.999999999999999 for 1
+LARGEST = 2**24  # molecules of a gene in a cell: more are not exact in single precision
 ARRAYS = ("data", "indices", "indptr", "shape", "genes")
 INTEGERS = ("indices", "indptr", "shape")
 Integers = NDArray[np.int64]
@@ -116,17 +117,22 @@ def _fault(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     rows = np.repeat(np.arange(cells), sizes)
     if len(np.unique(rows * genes + indices.astype(np.int64))) < len(data):
         return "a gene is listed twice in one cell; add its counts up"
-    return _count_fault(data)
+    return count_fault(data)
 
 
-def _count_fault(data: NDArray[np.generic]) -> str:
+def count_fault(data: NDArray[np.generic]) -> str:
+    """What makes numbers no molecule counts, with the fix; '' when nothing does."""
     values = data.astype(np.float64)
     if not np.isfinite(values).all():
         return "a count is NaN or infinite; remove such entries"
     if (values < 0).any():
         return f"a count is negative ({values.min():g}); give raw molecule counts, not scaled values"
     if (off := np.abs(values - np.rint(values))).size and off.max() > WHOLE:
-        return f"a count is fractional ({values[off.argmax()]:g}); give raw molecule counts, not normalised values"
+        return (
+            f"a count is fractional ({values.ravel()[off.argmax()]:g}); give raw molecule counts, not normalised values"
+        )
+    if values.max(initial=0.0) > LARGEST:
+        return f"a count is {values.max():g}, more than {LARGEST:,}; give raw molecule counts"
     return ""
 
 
@@ -160,7 +166,7 @@ def _from_rows(rows: Iterator[list[str]]) -> Counts:
             raise UsageError(
                 f"row {number} of the counts table has {len(cell)} values for {len(genes)} genes: fetch it again"
             )
-        if fault := _count_fault(cell):
+        if fault := count_fault(cell):
             raise UsageError(f"row {number} of the counts table cannot be used: {fault}")
         whole = np.rint(cell).astype(np.int64)
         columns.append(np.flatnonzero(whole))

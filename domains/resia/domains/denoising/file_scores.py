@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from resia.domains.base import FileScore
 from resia.events.errors import UsageError
 
-from .data import WHOLE
+from .data import count_fault
 from .matrix_files import SUFFIXES, Named, in_order, npz_matrix, read_arrays, read_matrix
 from .metrics import Judge, Verdict, mse, poisson, poisson_published
 
@@ -69,16 +69,24 @@ def score_matrices(
 def _files(path: Path) -> dict[str, Path]:
     """Matrices by the item that they are called after."""
     if path.is_dir():
-        return {found.stem: found for found in sorted(path.iterdir()) if found.suffix in SUFFIXES}
+        return _by_stem(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"predictions '{path}' are of no known form: give {', '.join(SUFFIXES)} or a folder of them")
     return {path.stem: path}
 
 
+def _by_stem(folder: Path) -> dict[str, Path]:
+    held: dict[str, Path] = {}
+    for file in (found for found in sorted(folder.iterdir()) if found.suffix in SUFFIXES):
+        if (other := held.setdefault(file.stem, file)) != file:
+            raise UsageError(f"'{folder}' has {other.name} and {file.name} for one matrix: leave one of them there")
+    return held
+
+
 def _own_halves(path: Path) -> tuple[Held, Named] | None:
     """Train, test and denoised matrices, where `path` holds them."""
     if path.is_dir():
-        parts = {found.stem: found for found in path.iterdir() if found.suffix in SUFFIXES}
+        parts = _by_stem(path)
         if not set(PARTS) <= set(parts):
             return None
         train, test, denoised = (read_matrix(parts[name]) for name in PARTS)
@@ -109,19 +117,16 @@ def _filtered(held: Held, path: Path) -> Held:
     if not cells.any() or not test.any():
         what = "training" if not cells.any() else "test"
         raise UsageError(f"'{path}' leaves no cells with {what} counts: give halves that hold molecules")
-    return Held(Named(held.train.values[cells][:, genes], None, None), test)
+    train = held.train.values[cells][:, genes]
+    if not mse(train, test):
+        raise UsageError(f"train and test of '{path}' have one profile, so no answer can do better: give other halves")
+    return Held(Named(train, None, None), test)
 
 
 def _counts(found: Named, said: str) -> None:
     """Raises UsageError for what cannot be molecule counts."""
-    values = found.values
-    if not np.isfinite(values).all():
-        raise UsageError(f"'{said}' holds NaN or infinite counts: give raw molecule counts")
-    if values.min() < 0:
-        raise UsageError(f"'{said}' holds a negative count ({values.min():g}): give raw molecule counts")
-    off = np.abs(values - np.rint(values))
-    if off.max() > WHOLE:
-        raise UsageError(f"'{said}' holds a fractional count ({values.ravel()[off.argmax()]:g}): give raw counts")
+    if fault := count_fault(found.values):
+        raise UsageError(f"'{said}' cannot be used: {fault}")
 
 
 def _score(

@@ -23,7 +23,7 @@ from .data import ARRAYS
 from .matrices import UNREADABLE
 
 SUFFIXES = (".npz", ".h5ad", ".csv")
-NPZ_UNREADABLE = (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, KeyError)
+NPZ_UNREADABLE = (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, MemoryError)
 Names = tuple[str, ...]
 
 
@@ -121,7 +121,7 @@ def _dense(path: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     data, indices, indptr = (arrays[name] for name in ("data", "indices", "indptr"))
     try:
         found: NDArray[Any] = sparse.csr_matrix((data, indices, indptr), shape=tuple(arrays["shape"])).toarray()
-    except (ValueError, TypeError, IndexError) as cause:
+    except (ValueError, TypeError, IndexError, MemoryError) as cause:
         raise _unreadable(path, cause) from cause
     return found
 

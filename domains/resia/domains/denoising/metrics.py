@@ -7,6 +7,7 @@ that keep the precision of what they are given. Knows nothing of MAGIC, items or
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ PER_CELL = 10_000.0
 OFFSET = 1e-6
 GATE = 0.97  # least published Poisson norm
 SLACK = 1e-6  # single precision's error in the Poisson norm of the undenoised matrix, which is 0
+SAME = 1e-12  # relative difference of two losses below which they are one
 EMPTY = 1e-30  # a cell that sums to no more than this is all zero
 
 
@@ -118,18 +120,18 @@ class Judge:
         """Both scores of an answer (cells, genes); a malformed one gets 0 for everything and the fault's name."""
         if fault := self._shapeless(answer_CG):
             return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
-        mse_norm = 1.0 - _mean_square(log_normalised(answer_CG), self._log_test_CG) / self.none_mse
+        mse_norm = _norm(self.none_mse, _mean_square(log_normalised(answer_CG), self._log_test_CG), 0.0)
         mse_norm = min(1.0, max(0.0, mse_norm))
         swapped = self._poisson_published(answer_CG)
-        published_norm = (self.none_published - swapped) / (self.none_published - self.perfect_published)
-        plain_norm = (self.none_poisson - self._poisson(answer_CG)) / (self.none_poisson - self.perfect_plain)
+        published_norm = _norm(self.none_published, swapped, self.perfect_published)
+        plain_norm = _norm(self.none_poisson, self._poisson(answer_CG), self.perfect_plain)
         gate = ""
         if published_norm < GATE:
             gate = f"published Poisson norm {published_norm:.3f} is below {GATE}"
         elif float(answer_CG.max()) > self._library_C.sum():
             gate = "a value exceeds the sum of the training counts"
         loss = self._poisson(rescaled(answer_CG, self._library_C))
-        norm = (self.none_poisson - loss) / (self.none_poisson - self.perfect_poisson)
+        norm = _norm(self.none_poisson, loss, self.perfect_poisson)
         fault = _empty(answer_CG)
         if not fault and norm < -SLACK:
             fault = f"Poisson norm {norm:.3f}: worse than no denoising"
@@ -161,6 +163,11 @@ class Judge:
         seen = answer_CG[self._where].astype(np.float64) @ (np.log(self._seen + OFFSET) - empty)
         weighted = (float(seen) + empty * float(answer_CG.sum(dtype=np.float64))) * self._depth
         return (float(self._seen.sum()) - weighted) / answer_CG.size
+
+
+def _norm(none: float, loss: float, perfect: float) -> float:
+    """How far `loss` is from no denoising (0) to a perfect answer (1); 0 where there is no way to go."""
+    return 0.0 if math.isclose(none, perfect, rel_tol=SAME) else (none - loss) / (none - perfect)
 
 
 def _empty(answer_CG: Floats) -> str:
