@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import ModuleType
 from typing import Any, cast
 
 import msgspec
 
 from resia.events import ControlScore, Split
-from resia.events.errors import UsageError
+from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
 
 from . import form
@@ -25,6 +26,7 @@ SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 FUNCTIONS = {"items": 1, "prompt": 1, "score": 2}
 SETTINGS = ("objective", "binary", "ordinal")  # what of the task spec a file may set, as OBJECTIVE = "max"
 TOOL = "answer"
+MOST = 10_000  # values of an argument
 REFERENCE = "reference"
 Row = Mapping[str, Any]
 
@@ -72,13 +74,21 @@ class Problem:
                 f'{self._said} has no ANSWER: give each argument its values, such as ANSWER = {{"pick": range(10)}}'
             )
         usual = getattr(self._module, "REFERENCE", {})
+        if not isinstance(usual, Mapping):
+            raise UsageError(f"REFERENCE of {self._said} is {usual!r:.40}: give arguments their values, as a dict")
+        if strange := [name for name in usual if name not in said]:
+            raise UnknownName(f"argument in REFERENCE of {self._said}", str(strange[0]), map(str, said))
         return tuple(self._parameter(str(name), choices, usual) for name, choices in said.items())
 
     def _parameter(self, name: str, choices: Any, usual: Mapping[str, Value]) -> Parameter:
         try:
-            values = tuple(choices)
+            values = tuple(islice(choices, MOST + 1))
         except TypeError:
             values = ()
+        if len(values) > MOST:
+            raise UsageError(
+                f"ANSWER['{name}'] of {self._said} has over {MOST:,} values: give fewer, an agent is told each"
+            )
         if not values or len(set(map(str, values))) < len(values):
             raise UsageError(f"ANSWER['{name}'] of {self._said} is {choices!r:.80}: list its values, none twice")
         if bad := [value for value in values if not isinstance(value, str | int | float | bool)]:

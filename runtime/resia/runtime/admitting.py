@@ -97,7 +97,7 @@ def main() -> None:
     domain = domain_for(asked.settings, None if asked.cache is None else Path(asked.cache))
     with _programs(asked.unsafe_local) as programs:
         tried = record(domain, try_out(domain, asked.plan, backwards=True, programs=programs))
-    sys.stdout.write(msgspec.json.encode(tried).decode() + "\n")
+    sys.stdout.write(f"\n{msgspec.json.encode(tried).decode()}\n")  # the domain's code may have printed half a line
 
 
 if __name__ == "__main__":
