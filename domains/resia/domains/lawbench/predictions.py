@@ -21,7 +21,7 @@ from resia.events.errors import UsageError
 
 from .charges import Charges, written
 from .facts import SPLITS, Fact
-from .records import TASK, read_json
+from .records import ANSWERED, TASK, read_json
 from .scoring import EMPTY, Protocol, judge_text
 from .tables import MAX_CELL
 
@@ -117,7 +117,7 @@ def _word(failure: object) -> str:
 
 
 def _gold(text: str) -> tuple[str, ...]:
-    return tuple(written(name) for name in text.removeprefix("罪名:").split(";") if name)
+    return tuple(written(name) for name in text.removeprefix(ANSWERED).split(";") if name)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, object]]:
