@@ -100,6 +100,24 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
         load_counts(path)
 
 
+@pytest.mark.parametrize(
+    ("whole", "damaged"),
+    [
+        (b"PK\x01\x02-\x03-\x00\x00\x00\x08", b"PK\x01\x02-\x03-\x00\x00\x00\x63"),  # how a part is packed
+        (b"'shape': (4,)", b"'shape': (4, "),  # the tokenizer of Python's own finds no end
+    ],
+)
+def test_a_file_damaged_where_its_readers_have_other_errors_is_refused(tmp_path, whole, damaged):
+    path = tmp_path / "x.npz"
+    (np.savez_compressed if b"shape" not in whole else np.savez)(path, **arrays_of())
+    held = path.read_bytes()
+    assert whole in held
+    path.write_bytes(held.replace(whole, damaged))
+    with pytest.raises(UsageError, match=r"not an \.npz") as raised:
+        load_counts(path)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"gone\.npz' does not exist"):
         load_counts(tmp_path / "gone.npz")

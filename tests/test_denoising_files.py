@@ -152,6 +152,15 @@ def test_a_sparse_matrix_too_large_for_any_memory_is_no_answer(tmp_path):
         score(tmp_path / "test-00.npz")
 
 
+@pytest.mark.parametrize("place", [9, 2 * 10**9])
+def test_a_sparse_matrix_with_values_outside_of_it_is_refused_before_it_is_laid_out(tmp_path, place):
+    """scipy does not look, and writes beyond its own memory: the process would end, or go on with other numbers."""
+    path = tmp_path / "test-00.npz"
+    np.savez(path, data=np.ones(3), indices=[0, place, 1], indptr=[0, 1, 3], shape=[2, 4], genes=list("abcd"))
+    with pytest.raises(UsageError, match=r"the sparse matrix of '.*test-00\.npz' is damaged \(indices must be < 4\)"):
+        score(path)
+
+
 def test_genes_that_share_a_name_are_known_by_their_place(tmp_path):
     counts = synthetic_counts(0)
     save_counts(counts._replace(genes=("twice", "twice", *counts.genes[2:])), tmp_path / "c.npz")

@@ -16,6 +16,7 @@ import pytest
 from resia.domains.denoising.data import Counts, save_counts
 from resia.domains.denoising.domain import Denoising, DenoisingOptions
 from resia.domains.denoising.matrices import read_counts
+from resia.domains.denoising.matrix_files import read_matrix
 from resia.domains.denoising.synthetic import synthetic_counts
 from resia.events.errors import UsageError
 
@@ -33,7 +34,7 @@ def anndata():
 
 
 def h5ad(anndata, path: Path, matrix, **layers) -> Path:
-    held = anndata.AnnData(np.asarray(matrix), layers=layers)
+    held = anndata.AnnData(matrix if hasattr(matrix, "tocsr") else np.asarray(matrix), layers=layers)
     held.var_names = COUNTS.genes[: held.shape[1]]
     held.write_h5ad(path)
     return path
@@ -106,6 +107,27 @@ def test_an_empty_or_truncated_file_is_refused(anndata, tmp_path, size):
     (tmp_path / "x.h5ad").write_bytes(whole[:size])
     with pytest.raises(UsageError, match=r"x\.h5ad' cannot be read as counts"):
         read_counts(str(tmp_path / "x.h5ad"))
+
+
+@needs_scanpy
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("X/indices", lambda held: held.__setitem__(0, 10**6)),
+        ("X", lambda held: held.attrs.modify("encoding-type", "x")),
+    ],
+)
+def test_a_sparse_file_that_is_damaged_inside_is_refused(anndata, tmp_path, place, change):
+    import h5py
+    from scipy import sparse
+
+    path = h5ad(anndata, tmp_path / "x.h5ad", sparse.csc_matrix(MATRIX))
+    with h5py.File(path, "r+") as file:
+        change(file[place])
+    for read in (lambda: read_counts(str(path)), lambda: read_matrix(path)):
+        with pytest.raises(UsageError, match=r"x\.h5ad'") as raised:
+            read()
+        assert "\n" not in str(raised.value)
 
 
 @needs_scanpy

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,18 @@ from .metrics import Floats
 WHOLE = 1e-4  # how far a count may be from a whole number: celltypist writes 0.999999999999999 for 1
 LARGEST = 2**24  # molecules of a gene in a cell: more are not exact in single precision
 ARRAYS = ("data", "indices", "indptr", "shape", "genes")
+# What numpy and zipfile raise for a file that is damaged, cut off, locked or larger than the memory.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 INTEGERS = ("indices", "indptr", "shape")
 Integers = NDArray[np.int64]
 
@@ -78,9 +91,15 @@ def load_counts(path: Path) -> Counts:
             raise UsageError(f"counts file '{path}' lacks the array '{missing[0]}': it needs {', '.join(ARRAYS)}")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as cause:
-        raise UsageError(f"counts file '{path}' is not an .npz of plain arrays ({cause}): convert it again") from cause
+    except UNREADABLE as cause:
+        why = first_line(cause)
+        raise UsageError(f"counts file '{path}' is not an .npz of plain arrays ({why}): convert it again") from cause
     return checked_counts(arrays, str(path))
+
+
+def first_line(cause: Exception) -> str:
+    """Of what an error says, or its kind where it says nothing."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def checked_counts(arrays: Mapping[str, NDArray[np.generic]], said: str) -> Counts:
