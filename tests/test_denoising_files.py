@@ -137,6 +137,28 @@ def test_a_folder_of_answers_is_scored_by_split_and_strangers_are_counted(tmp_pa
     assert list(test.invalid) == [f"all-zero cells: {(n := len(np.load(given / 'test-00.npz')['X']))} of {n}"]
 
 
+def test_one_matrix_of_several_that_does_not_fit_is_counted_and_the_others_are_scored(tmp_path, given):
+    whole = {name: np.load(given / f"{name}.npz")["X"] for name in ("search-00", "search-01", "validation-00")}
+    np.savez(tmp_path / "search-00.npz", X=whole["search-00"])
+    np.savez(tmp_path / "search-01.npz", X=whole["search-01"][1:])
+    (tmp_path / "validation-00.npz").write_bytes(b"cut")
+    search, validation = score(tmp_path)
+    ((why, count),) = search.invalid.items()
+    assert "search-01.npz' has" in why
+    assert (count, search.answered, search.denominator, search.scores["audited"]) == (1, 1, 2, 0.0)
+    assert search.scores["mse"] == search.scores["mse_none"]
+    ((why, count),) = validation.invalid.items()
+    assert "validation-00.npz' cannot be read" in why
+    assert (count, validation.answered, validation.scores["audited"]) == (1, 0, 0.0)
+
+
+def test_a_number_of_three_hundred_digits_is_written_with_an_exponent(tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", train=TRAIN, test=TEST, denoised=ANSWER * 1e300)
+    command = ["score", "denoising", "--predictions", str(tmp_path / "mine.npz"), "--set", "synthetic=true"]
+    assert main([*command, "--protocol", "published"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 250
+
+
 def test_two_files_for_one_matrix_are_refused(tmp_path, given):
     answer = np.load(given / "test-00.npz")
     np.savez(tmp_path / "test-00.npz", X=answer["X"])

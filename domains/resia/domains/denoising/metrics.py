@@ -21,6 +21,7 @@ OFFSET = 1e-6
 GATE = 0.97  # least published Poisson norm
 SLACK = 1e-6  # single precision's error in the Poisson norm of the undenoised matrix, which is 0
 SAME = 1e-12  # relative difference of two losses below which they are one
+LONG = 1e6  # from which a number is written with an exponent
 EMPTY = 1e-30  # a cell that sums to no more than this is all zero
 
 
@@ -119,7 +120,7 @@ class Judge:
     def verdict(self, answer_CG: Floats) -> Verdict:
         """Both scores of an answer (cells, genes); a malformed one gets 0 for everything and the fault's name."""
         if fault := self._shapeless(answer_CG):
-            return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
+            return nothing(fault)
         mse_norm = _norm(self.none_mse, _mean_square(log_normalised(answer_CG), self._log_test_CG), 0.0)
         mse_norm = min(1.0, max(0.0, mse_norm))
         swapped = self._poisson_published(answer_CG)
@@ -127,7 +128,7 @@ class Judge:
         plain_norm = _norm(self.none_poisson, self._poisson(answer_CG), self.perfect_plain)
         gate = ""
         if published_norm < GATE:
-            gate = f"published Poisson norm {published_norm:.3f} is below {GATE}"
+            gate = f"published Poisson norm {_short(published_norm)} is below {GATE}"
         elif float(answer_CG.max()) > self._library_C.sum():
             gate = "a value exceeds the sum of the training counts"
         loss = self._poisson(rescaled(answer_CG, self._library_C))
@@ -163,6 +164,15 @@ class Judge:
         seen = answer_CG[self._where].astype(np.float64) @ (np.log(self._seen + OFFSET) - empty)
         weighted = (float(seen) + empty * float(answer_CG.sum(dtype=np.float64))) * self._depth
         return (float(self._seen.sum()) - weighted) / answer_CG.size
+
+
+def _short(norm: float) -> str:
+    return f"{norm:.3f}" if abs(norm) < LONG else f"{norm:.3g}"
+
+
+def nothing(fault: str) -> Verdict:
+    """Of an answer that is no matrix of its item."""
+    return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
 
 
 def _norm(none: float, loss: float, perfect: float) -> float:
