@@ -133,7 +133,7 @@ class Judge:
             gate = "a value exceeds the sum of the training counts"
         loss = self._poisson(rescaled(answer_CG, self._library_C))
         norm = _norm(self.none_poisson, loss, self.perfect_poisson)
-        fault = _empty(answer_CG)
+        fault = self._empty(answer_CG)
         if not fault and norm < -SLACK:
             fault = f"Poisson norm {norm:.3f}: worse than no denoising"
         published, audited = (0.0 if gate else mse_norm), (0.0 if fault else mse_norm)
@@ -141,7 +141,7 @@ class Judge:
 
     def malformed(self, answer_CG: Floats) -> str:
         """What the audit finds wrong with an answer without a look at the test half; empty where nothing is."""
-        return self._shapeless(answer_CG) or _empty(answer_CG)
+        return self._shapeless(answer_CG) or self._empty(answer_CG)
 
     def _shapeless(self, answer_CG: Floats) -> str:
         if answer_CG.shape != self._shape:
@@ -151,6 +151,11 @@ class Judge:
         if not np.isfinite(total):
             return "non-finite values"
         return "negative values" if float(answer_CG.min()) < 0.0 else ""
+
+    def _empty(self, answer_CG: Floats) -> str:
+        """Cells that are all zero. One without a training count may be: to its library of 0 any answer comes down."""
+        empty = int((answer_CG[self._library_C > 0].sum(1, dtype=np.float64) <= EMPTY).sum())
+        return f"all-zero cells: {empty} of {len(answer_CG)}" if empty else ""
 
     def _poisson(self, answer_CG: Floats) -> float:
         """`poisson` of the answer brought to test depth; only entries with test counts need their logarithm."""
@@ -178,11 +183,6 @@ def nothing(fault: str) -> Verdict:
 def _norm(none: float, loss: float, perfect: float) -> float:
     """How far `loss` is from no denoising (0) to a perfect answer (1); 0 where there is no way to go."""
     return 0.0 if math.isclose(none, perfect, rel_tol=SAME) else (none - loss) / (none - perfect)
-
-
-def _empty(answer_CG: Floats) -> str:
-    empty = int((answer_CG.sum(1, dtype=np.float64) <= EMPTY).sum())
-    return f"all-zero cells: {empty} of {len(answer_CG)}" if empty else ""
 
 
 def _mean_square(left_CG: Floats, right_CG: Floats) -> float:
