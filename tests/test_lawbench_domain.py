@@ -107,6 +107,19 @@ def test_a_set_has_one_text_whatever_its_order(names, random):
     assert set(str(answer["charge"]).split(";")) == names
 
 
+def test_a_search_of_one_fact_is_refused_before_a_tool_is_asked(tmp_path):
+    rows = [
+        "fact,charge,split",
+        "甲乙丙丁戊己,盗窃,train",
+        "甲乙丙丁戊己庚,盗窃,train",
+        "子丑,诈骗,test",
+        "寅卯,盗窃,validation",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(UsageError, match="the search has 1 fact, near-duplicates counted as one"):
+        LawBench(LawBenchOptions(path=str(tmp_path / "t.csv")))
+
+
 def test_a_charge_that_is_left_in_the_facts_is_found_by_the_check(tmp_path):
     """As it stands at the end of a question of 3-1 that nobody cut."""
     rows = [f"{chr(0x5000 + n) * 9},{'盗窃' if n % 2 else '诈骗'}" for n in range(24)]
