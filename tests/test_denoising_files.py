@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,14 @@ def test_one_matrix_of_several_that_does_not_fit_is_counted_and_the_others_are_s
     ((why, count),) = validation.invalid.items()
     assert "validation-00.npz' cannot be read" in why
     assert (count, validation.answered, validation.scores["audited"]) == (1, 0, 0.0)
+
+
+def test_an_answer_that_this_machine_cannot_read_is_not_scored_as_wrong(tmp_path, given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)
+    np.savez(tmp_path / "search-00.npz", X=np.load(given / "search-00.npz")["X"])
+    (tmp_path / "search-01.h5ad").write_bytes(b"whatever it holds")
+    with pytest.raises(UsageError, match=r"search-01\.h5ad' is read by scanpy .*: install resia\[bio\]"):
+        score(tmp_path)
 
 
 def test_a_number_of_three_hundred_digits_is_written_with_an_exponent(tmp_path, capsys):

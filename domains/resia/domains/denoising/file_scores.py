@@ -19,6 +19,7 @@ from resia.domains.base import FileScore
 from resia.events.errors import UsageError
 
 from .data import count_fault
+from .matrices import NoReader
 from .matrix_files import SUFFIXES, Named, in_order, npz_matrix, read_arrays, read_matrix
 from .metrics import Judge, Verdict, mse, nothing, poisson, poisson_published
 
@@ -82,6 +83,8 @@ def _answers(
         halves = held(item)
         try:
             answers[item] = Answered(in_order(read_matrix(files[item]), halves.train, str(files[item])), halves)
+        except NoReader:
+            raise
         except UsageError as cause:
             refused[item] = str(cause)
     return answers, refused

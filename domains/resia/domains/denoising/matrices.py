@@ -21,6 +21,10 @@ HUB = "hub:"
 HUB_PATH = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
 
 
+class NoReader(UsageError):
+    """This machine lacks what reads a file; the file may be right."""
+
+
 def read_counts(path: str, layer: str = "") -> Counts:
     """The counts at `path`: FILE.npz, FILE.h5ad, a 10x folder, or `hub:OWNER/NAME/FILE[@REVISION]` for one of these
     files on the hub of data sets. `layer` names the layer of an .h5ad that holds raw counts; empty: its X.
@@ -71,11 +75,11 @@ def _by_scanpy(said: str, read: Callable[[Any], Any], layer: str) -> Counts:
 
 
 def by_scanpy(said: str, read: Callable[[Any], Any]) -> Any:
-    """What `read` gives with scanpy. Raises UsageError where scanpy or the file cannot be read."""
+    """What `read` gives with scanpy. Raises NoReader where there is no scanpy, UsageError where the file cannot be read."""
     try:
         import scanpy
     except ImportError as missing:
-        raise UsageError(f"'{said}' is read by scanpy ({missing}): install resia[bio], or give an .npz") from missing
+        raise NoReader(f"'{said}' is read by scanpy ({missing}): install resia[bio], or give an .npz") from missing
     try:
         return read(scanpy)
     except Exception as cause:  # the readers under scanpy have errors of their own for a damaged file
