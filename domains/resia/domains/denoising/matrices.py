@@ -75,7 +75,7 @@ def _by_scanpy(said: str, read: Callable[[Any], Any], layer: str) -> Counts:
 
 
 def by_scanpy(said: str, read: Callable[[Any], Any]) -> Any:
-    """What `read` gives with scanpy. Raises NoReader where there is no scanpy, UsageError where the file cannot be read."""
+    """What `read` gives with scanpy. Raises NoReader where that is not installed, UsageError for a damaged file."""
     try:
         import scanpy
     except ImportError as missing:
