@@ -67,6 +67,7 @@ def test_genes_in_few_cells_are_dropped(tmp_path):
         ({"data": np.array([1.0, np.nan, 5, 3])}, "NaN or infinite"),
         ({"data": np.array([1.0, -2, 5, 3])}, "negative"),
         ({"data": np.array([1.0, 2.5, 5, 3])}, "fractional"),
+        ({"data": np.array([1.0, 2.0, 1e20, 3])}, r"a count is 1e\+20, more than 16,777,216"),
         ({"data": np.array([1, 2, 5])}, "indices has shape"),
         ({"indices": np.array([0, 2, 4, 0])}, "outside the 4 genes"),
         ({"indices": np.array([0, 2, -1, 0])}, "outside the 4 genes"),
@@ -97,6 +98,24 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"not an \.npz"):
         load_counts(path)
+
+
+@pytest.mark.parametrize(
+    ("whole", "damaged"),
+    [
+        (b"PK\x01\x02-\x03-\x00\x00\x00\x08", b"PK\x01\x02-\x03-\x00\x00\x00\x63"),  # how a part is packed
+        (b"'shape': (4,)", b"'shape': (4, "),  # the tokenizer of Python's own finds no end
+    ],
+)
+def test_a_file_damaged_where_its_readers_have_other_errors_is_refused(tmp_path, whole, damaged):
+    path = tmp_path / "x.npz"
+    (np.savez_compressed if b"shape" not in whole else np.savez)(path, **arrays_of())
+    held = path.read_bytes()
+    assert whole in held
+    path.write_bytes(held.replace(whole, damaged))
+    with pytest.raises(UsageError, match=r"not an \.npz") as raised:
+        load_counts(path)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

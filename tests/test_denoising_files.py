@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from resia.domains.denoising.data import save_counts
 from resia.domains.denoising.program_tool import shipped
+from resia.domains.denoising.synthetic import synthetic_counts
 from resia.domains.registry import load_domain
 from resia.events.errors import UnknownName, UsageError
 from resia.runtime.cli import main
@@ -135,6 +138,71 @@ def test_a_folder_of_answers_is_scored_by_split_and_strangers_are_counted(tmp_pa
     assert list(test.invalid) == [f"all-zero cells: {(n := len(np.load(given / 'test-00.npz')['X']))} of {n}"]
 
 
+def test_one_matrix_of_several_that_does_not_fit_is_counted_and_the_others_are_scored(tmp_path, given):
+    whole = {name: np.load(given / f"{name}.npz")["X"] for name in ("search-00", "search-01", "validation-00")}
+    np.savez(tmp_path / "search-00.npz", X=whole["search-00"])
+    np.savez(tmp_path / "search-01.npz", X=whole["search-01"][1:])
+    (tmp_path / "validation-00.npz").write_bytes(b"cut")
+    search, validation = score(tmp_path)
+    ((why, count),) = search.invalid.items()
+    assert "search-01.npz' has" in why
+    assert (count, search.answered, search.denominator, search.scores["audited"]) == (1, 1, 2, 0.0)
+    assert search.scores["mse"] == search.scores["mse_none"]
+    ((why, count),) = validation.invalid.items()
+    assert "validation-00.npz' cannot be read" in why
+    assert (count, validation.answered, validation.scores["audited"]) == (1, 0, 0.0)
+
+
+def test_an_answer_that_this_machine_cannot_read_is_not_scored_as_wrong(tmp_path, given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)
+    np.savez(tmp_path / "search-00.npz", X=np.load(given / "search-00.npz")["X"])
+    (tmp_path / "search-01.h5ad").write_bytes(b"whatever it holds")
+    with pytest.raises(UsageError, match=r"search-01\.h5ad' is read by scanpy .*: install resia\[bio\]"):
+        score(tmp_path)
+
+
+def test_a_number_of_three_hundred_digits_is_written_with_an_exponent(tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", train=TRAIN, test=TEST, denoised=ANSWER * 1e300)
+    command = ["score", "denoising", "--predictions", str(tmp_path / "mine.npz"), "--set", "synthetic=true"]
+    assert main([*command, "--protocol", "published"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 250
+
+
+def test_two_files_for_one_matrix_are_refused(tmp_path, given):
+    answer = np.load(given / "test-00.npz")
+    np.savez(tmp_path / "test-00.npz", X=answer["X"])
+    save_csv(tmp_path / "test-00.csv", answer["X"], answer["genes"], answer["cells"])
+    with pytest.raises(UsageError, match=r"has test-00\.csv and test-00\.npz for one matrix: leave one of them"):
+        score(tmp_path)
+
+
+def test_a_sparse_matrix_too_large_for_any_memory_is_no_answer(tmp_path):
+    sizes = {"indptr": np.array([0, 1, *[1] * 10**5]), "shape": np.array([10**5 + 1, 2**40])}
+    np.savez(tmp_path / "test-00.npz", data=[1.0], indices=[0], genes=["a"], **sizes)
+    with pytest.raises(UsageError, match=r"test-00\.npz' cannot be read"):
+        score(tmp_path / "test-00.npz")
+
+
+@pytest.mark.parametrize("place", [9, 2 * 10**9])
+def test_a_sparse_matrix_with_values_outside_of_it_is_refused_before_it_is_laid_out(tmp_path, place):
+    """scipy does not look, and writes beyond its own memory: the process would end, or go on with other numbers."""
+    path = tmp_path / "test-00.npz"
+    np.savez(path, data=np.ones(3), indices=[0, place, 1], indptr=[0, 1, 3], shape=[2, 4], genes=list("abcd"))
+    with pytest.raises(UsageError, match=r"the sparse matrix of '.*test-00\.npz' is damaged \(indices must be < 4\)"):
+        score(path)
+
+
+def test_genes_that_share_a_name_are_known_by_their_place(tmp_path):
+    counts = synthetic_counts(0)
+    save_counts(counts._replace(genes=("twice", "twice", *counts.genes[2:])), tmp_path / "c.npz")
+    domain = load_domain("denoising", {**OPTIONS, "synthetic": False, "path": str(tmp_path / "c.npz")})
+    (tmp_path / "given").mkdir()
+    domain.write_given(tmp_path / "given")
+    assert set(np.load(tmp_path / "given" / "test-00.npz").files) == {"X", "cells"}
+    (found,) = domain.score_file("audited", tmp_path / "given" / "test-00.npz")
+    assert found.invalid == {}
+
+
 def test_sparse_answers_are_read_and_what_is_given_is_no_more_than_the_training_half(tmp_path, given):
     from scipy import sparse
 
@@ -203,9 +271,32 @@ def theirs(given, name="X"):
             npz(train=TRAIN, test=TEST, denoised=ANSWER[:2]),
             "denoised' has 2 cells and the item 3",
         ),
-        ("mine.npz", npz(train=TRAIN + 0.5, test=TEST, denoised=ANSWER), r"train' holds a fractional count \(4.5\)"),
-        ("mine.npz", npz(train=TRAIN, test=-TEST, denoised=ANSWER), r"test' holds a negative count \(-2\)"),
-        ("mine.npz", npz(train=TRAIN * np.nan, test=TEST, denoised=ANSWER), "train' holds NaN or infinite counts"),
+        (
+            "mine.npz",
+            npz(train=TRAIN + 0.5, test=TEST, denoised=ANSWER),
+            r"train' cannot be used: a count is fractional \(4.5\)",
+        ),
+        (
+            "mine.npz",
+            npz(train=TRAIN, test=-TEST, denoised=ANSWER),
+            r"test' cannot be used: a count is negative \(-2\)",
+        ),
+        (
+            "mine.npz",
+            npz(train=TRAIN * np.nan, test=TEST, denoised=ANSWER),
+            "train' cannot be used: a count is NaN or infinite",
+        ),
+        (
+            "mine.npz",
+            npz(train=TRAIN * 1e9, test=TEST, denoised=ANSWER),
+            r"train' .*a count is 6e\+09, more than 16,777,",
+        ),
+        (
+            "mine.npz",
+            npz(train=TRAIN[:, :1], test=TRAIN[:, :1], denoised=TRAIN[:, :1]),
+            "have one profile, so no answer",
+        ),
+        ("mine.npz", npz(train=TRAIN, test=TRAIN * 2, denoised=TRAIN), "have one profile, so no answer can do better"),
         ("mine.npz", npz(train=TRAIN * 0, test=TEST, denoised=ANSWER), "leaves no cells with training counts"),
         ("mine.npz", npz(train=TRAIN, test=TEST * 0, denoised=ANSWER), "leaves no cells with test counts"),
     ],

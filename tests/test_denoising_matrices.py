@@ -16,6 +16,7 @@ import pytest
 from resia.domains.denoising.data import Counts, save_counts
 from resia.domains.denoising.domain import Denoising, DenoisingOptions
 from resia.domains.denoising.matrices import read_counts
+from resia.domains.denoising.matrix_files import read_matrix
 from resia.domains.denoising.synthetic import synthetic_counts
 from resia.events.errors import UsageError
 
@@ -33,7 +34,7 @@ def anndata():
 
 
 def h5ad(anndata, path: Path, matrix, **layers) -> Path:
-    held = anndata.AnnData(np.asarray(matrix), layers=layers)
+    held = anndata.AnnData(matrix if hasattr(matrix, "tocsr") else np.asarray(matrix), layers=layers)
     held.var_names = COUNTS.genes[: held.shape[1]]
     held.write_h5ad(path)
     return path
@@ -109,6 +110,27 @@ def test_an_empty_or_truncated_file_is_refused(anndata, tmp_path, size):
 
 
 @needs_scanpy
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("X/indices", lambda held: held.__setitem__(0, 10**6)),
+        ("X", lambda held: held.attrs.modify("encoding-type", "x")),
+    ],
+)
+def test_a_sparse_file_that_is_damaged_inside_is_refused(anndata, tmp_path, place, change):
+    import h5py
+    from scipy import sparse
+
+    path = h5ad(anndata, tmp_path / "x.h5ad", sparse.csc_matrix(MATRIX))
+    with h5py.File(path, "r+") as file:
+        change(file[place])
+    for read in (lambda: read_counts(str(path)), lambda: read_matrix(path)):
+        with pytest.raises(UsageError, match=r"x\.h5ad'") as raised:
+            read()
+        assert "\n" not in str(raised.value)
+
+
+@needs_scanpy
 @pytest.mark.parametrize("fault", [{"genes": 7}, {"cut": 200}, {"cut": 0}])
 def test_a_folder_whose_files_do_not_fit_is_refused(tmp_path, fault):
     with pytest.raises(UsageError, match="tenx' cannot be read as counts") as raised:
@@ -172,5 +194,9 @@ def test_an_item_that_would_hold_nothing_out_is_refused_at_once(tmp_path):
     save_counts(thin, tmp_path / "thin.npz")
     with pytest.raises(UsageError, match=r"item search-00 \(cells=9 depth=1\) would hold out about 4 molecules of 36"):
         Denoising(DenoisingOptions(path=str(tmp_path / "thin.npz")))
+    rich = Counts(np.full(cells, 900), np.zeros(cells, dtype=np.int64), np.arange(cells + 1), ("only",))
+    save_counts(rich, tmp_path / "rich.npz")
+    with pytest.raises(UsageError, match="the counts leave 1 gene in 90 cells"):
+        Denoising(DenoisingOptions(path=str(tmp_path / "rich.npz")))
     with pytest.raises(UsageError, match="the counts leave 0 cells"):
         Denoising(DenoisingOptions(path=str(tmp_path / "thin.npz"), min_cells_per_gene=10_000))

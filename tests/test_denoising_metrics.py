@@ -104,6 +104,22 @@ def test_norms_are_zero_for_no_denoising_and_one_for_the_test_half():
     assert perfect.audited == 1.0
 
 
+def test_a_norm_without_a_way_to_go_is_zero():
+    """Of one gene every cell has the same profile, so no denoising is perfect already."""
+    verdict = Judge(TRAIN[:, :1] + 1, np.ones((3, 1))).verdict(ANSWER[:, :1])
+    assert (verdict.mse_norm, verdict.audited, verdict.poisson_norm) == (0.0, 0.0, 0.0)
+
+
+def test_a_cell_without_a_training_count_may_be_all_zero():
+    """It is as shallow as this when all of its molecules are held out; whatever is answered comes down to nothing."""
+    train = np.vstack([TRAIN, np.zeros(4)])
+    judge = Judge(train, np.vstack([TEST, [0.0, 2.0, 0.0, 0.0]]))
+    none, filled = judge.verdict(train), judge.verdict(np.vstack([TRAIN, np.ones(4)]))
+    assert none.fault == filled.fault == ""
+    assert none.poisson_norm == filled.poisson_norm == pytest.approx(0.0, abs=1e-12)
+    assert "all-zero cells: 1 of 4" in judge.verdict(np.vstack([np.zeros((1, 4)), train[1:]])).fault
+
+
 def test_a_zero_row_stays_zero():
     matrix = np.array([[0.0, 0.0], [1.0, 3.0]])
     assert log_normalised(matrix)[0].tolist() == [0.0, 0.0]

@@ -119,6 +119,7 @@ def test_a_factor_opens_the_published_gate_and_changes_nothing_under_the_audit(c
 @pytest.mark.parametrize(
     ("source", "failure", "words"),
     [
+        (body("np.random.seed(seed)\nreturn X * 0", "import numpy as np"), "wrong", "all-zero cells"),
         (body("return X[1:]"), "wrong", "it returned the shape"),
         (body("return X / 0", "import numpy as np\nnp.seterr(all='ignore')"), "wrong", "non-finite values"),
         (body("return X * 1e300"), "wrong", "non-finite values"),
@@ -143,6 +144,7 @@ def test_what_a_program_is_given_holds_nothing_that_is_held_out():
         assert set(program.arguments) == {"X", "seed"}
         np.testing.assert_array_equal(program.arguments["X"], halves.train)
         assert halves.test.any()
+        assert 0 <= program.arguments["seed"] < 2**32
         assert program.limits == ProgramLimits()
         assert program == DOMAIN.program(item, {"program": NONE})._replace(arguments=program.arguments)
 

@@ -29,6 +29,9 @@ class Toy:
 class Long(Toy):
     spec = msgspec.structs.replace(Toy.spec, steps=3)
 
+def plain(options):
+    return Toy(options)
+
 class Half:
     Options, spec, items = Settings, Toy.spec, Toy.items
 
@@ -41,11 +44,13 @@ class Half:
 def plug_in(tmp_path, monkeypatch):
     """An installed package as importlib.metadata sees one."""
     (tmp_path / "toy_domain_for_tests.py").write_text(PLUG_IN)
+    (tmp_path / "raising_domain_for_tests.py").write_text("1 / 0\n")
     info = tmp_path / "toy_domain-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-domain\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[resia.domains]\ntoy = toy_domain_for_tests:Toy\nbroken = toy_domain_for_tests:Absent\n"
+        "raises = raising_domain_for_tests:Toy\nplain = toy_domain_for_tests:plain\n"
         "half = toy_domain_for_tests:Half\nlong = toy_domain_for_tests:Long\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -96,6 +101,25 @@ def test_a_plug_in_is_found_and_given_its_options():
 def test_a_plug_in_that_cannot_be_imported_is_named():
     with pytest.raises(UsageError, match="domain 'broken' of the package toy_domain_for_tests:Absent"):
         load_domain("broken", {})
+    with pytest.raises(
+        UsageError, match=r"domain 'raises' of .* cannot be imported: ZeroDivisionError: division by zero"
+    ):
+        load_domain("raises", {})
+    with pytest.raises(UsageError, match=r"domain 'plain' of .* has no Options"):
+        load_domain("plain", {})
+
+
+@pytest.mark.parametrize("name", ["denoising", "lawbench"])
+def test_a_library_that_is_not_there_is_named_with_what_brings_it(name):
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from resia.runtime.cli import main\n"
+        f"sys.exit(main(['score', '{name}', '--predictions', '.', '--set', 'synthetic=true']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"domain '{name}' cannot be imported" in done.stderr
+    assert "pip install 'resia[local]'" in done.stderr
 
 
 @pytest.mark.usefixtures("plug_in")

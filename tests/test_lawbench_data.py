@@ -17,6 +17,7 @@ from resia.domains.lawbench.near import NEAR, grams, groups, near_pairs
 from resia.domains.lawbench.options import LawBenchOptions
 from resia.domains.lawbench.records import read_folder
 from resia.domains.lawbench.splits import SHARES, lay_out, sample
+from resia.domains.lawbench.tables import Columns, _numbered
 from resia.events.errors import UnknownName, UsageError
 
 HEAD = "fact,charge,split"
@@ -136,6 +137,7 @@ def test_json_is_read_with_its_own_names_for_columns(tmp_path, suffix):
         ([HEAD, ",盗窃,train"], "row 0 of .* lacks its facts"),
         ([HEAD, "x,;,train"], "row 0 of .* lacks its facts or its charge"),
         ([HEAD, "x,盗窃,tset"], "unknown split of row 0 .* 'tset': did you mean test"),
+        (["charge,fact", '盗窃,"被告人某甲'], "line 2 of .* is no CSV"),
     ],
 )
 def test_a_table_that_is_off_is_named(tmp_path, rows, sentence):
@@ -147,6 +149,27 @@ def test_a_table_that_is_off_is_named(tmp_path, rows, sentence):
 def test_a_cut_off_line_is_named(tmp_path, text):
     with pytest.raises(UsageError, match="line 2 of"):
         corpus(table(tmp_path, '{"fact": "x", "charge": "盗窃"}', text, name="t.jsonl"))
+
+
+@pytest.mark.parametrize("half", [{"fact": "某\ud83d乙"}, {"charge": "盗\udc00窃"}])
+def test_half_a_character_is_named(tmp_path, half):
+    text = json.dumps([{"fact": "x", "charge": "盗窃"}, {"fact": "y", "charge": "诈骗", **half}])
+    with pytest.raises(UsageError, match=r"fact row/1 holds half a character, \\ud"):
+        corpus(table(tmp_path, text, name="t.json"))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_numbers_of_a_data_set_are_the_labels_that_they_stand_for(tmp_path, several):
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["盗窃", "诈骗"])
+    kind = datasets.Features({"fact": datasets.Value("string"), "charge": [label] if several else label})
+    rows = [{"fact": fact, "charge": [n % 2] if several else n % 2} for n, fact in enumerate(FACTS)]
+    part = datasets.Dataset.from_list(rows, features=kind)
+    found = list(_numbered("made", [("train", part)], Columns("fact", "charge", ("train", "validation", "test"))))
+    assert [fact.charges for fact in found] == [("盗窃",), ("诈骗",)] * 6
+    unknown = datasets.Dataset.from_list([{"fact": "x", "charge": [-1] if several else -1}], features=kind)
+    with pytest.raises(UsageError, match="row 0 of data set 'made' lacks its facts or its charge"):
+        list(_numbered("made", [("train", unknown)], Columns("fact", "charge", ("train", "validation", "test"))))
 
 
 def test_a_data_set_is_loaded_by_the_package_datasets(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from lawbench_given import REAL, folder, needs_real
 
 from resia.agents.operators import CATALOGUE, SearchView, Seen, applicable
 from resia.agents.proposing import first_harness
+from resia.domains.admission import examine
 from resia.domains.base import FileScored
 from resia.domains.lawbench.charges import plain
 from resia.domains.lawbench.domain import LawBench
@@ -21,6 +22,7 @@ from resia.domains.lawbench.learned import FOLDS
 from resia.domains.lawbench.options import LawBenchOptions
 from resia.domains.lawbench.tools import OFFERED
 from resia.domains.registry import domain_names, load_domain
+from resia.domains.trials import Plan
 from resia.events.errors import UnknownName, UsageError
 
 WHOLE = {"search_items": 0, "validation_items": 0, "test_items": 0}
@@ -103,6 +105,31 @@ def test_a_set_has_one_text_whatever_its_order(names, random):
     assert SETS.parse(answer) == answer
     assert SETS.render(answer) == SETS.render(SETS.parse({"charge": ";".join(sorted(names))}))
     assert set(str(answer["charge"]).split(";")) == names
+
+
+def test_a_search_of_one_fact_is_refused_before_a_tool_is_asked(tmp_path):
+    rows = [
+        "fact,charge,split",
+        "甲乙丙丁戊己,盗窃,train",
+        "甲乙丙丁戊己庚,盗窃,train",
+        "子丑,诈骗,test",
+        "寅卯,盗窃,validation",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(UsageError, match="the search has 1 fact, near-duplicates counted as one"):
+        LawBench(LawBenchOptions(path=str(tmp_path / "t.csv")))
+
+
+def test_a_charge_that_is_left_in_the_facts_is_found_by_the_check(tmp_path):
+    """As it stands at the end of a question of 3-1 that nobody cut."""
+    rows = [f"{chr(0x5000 + n) * 9},{'盗窃' if n % 2 else '诈骗'}" for n in range(24)]
+    told = "\n".join(["fact,charge", *rows]).replace(f"{chr(0x5003) * 9},", f"{chr(0x5003) * 9}罪名:盗窃。,")
+    (tmp_path / "t.csv").write_text(told, encoding="utf-8")
+    domain = LawBench(LawBenchOptions(path=str(tmp_path / "t.csv"), **WHOLE))
+    (finding,) = [found for found in examine(domain, Plan(1, 0)).findings if found.check == "gold"]
+    assert (finding.passed, "row/3' holds its secret '罪名:盗窃'" in finding.detail) == (False, True)
+    (finding,) = [found for found in examine(SINGLE, Plan(1, 0)).findings if found.check == "gold"]
+    assert finding.passed
 
 
 def test_items_are_the_facts_and_nothing_more():

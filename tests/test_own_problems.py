@@ -118,9 +118,18 @@ def test_settings_of_the_task_are_constants(tmp_path):
         ('["no", "yes"]', '["no", "yes please"]', "holds 'yes please': write a value as one word"),
         ("def items", 'REFERENCE = {"say": "maybe"}\ndef items', r"REFERENCE\['say'\] of mine.py is 'maybe'"),
         ("def items", 'OBJECTIVE = "least"\ndef items', "mine.py cannot be made a task: Invalid enum value 'least'"),
+        ("def items", 'REFERENCE = {"sya": "no"}\ndef items', "unknown argument in REFERENCE of mine.py 'sya': .* say"),
+        ("def items", "REFERENCE = 5\ndef items", "REFERENCE of mine.py is 5: give arguments their values"),
+        ("range(1, 4)", "__import__('itertools').count()", r"ANSWER\['times'\] of mine.py has over 10,000 values"),
         ('"""Say yes."""', "", "mine.py has no INSTRUCTION"),
         ('[{"id"', '[1] + [{"id"', r"row 0 of items\('search'\) of mine.py is 1: give a dict"),
         ("range(2)", "range(1 / 0)", r"items\('search'\) of mine.py fails: ZeroDivisionError"),
+        (
+            "return [{",
+            "raise SystemExit(3)\n    return [{",
+            r"items\('search'\) of mine.py fails: RuntimeError: it ends the",
+        ),
+        ('f"row {', '"\\ud800" f"row {', "prompt of row 0 of search holds half a character"),
         ("range(2)", "[open]", r"items\('search'\) of mine.py fails: TypeError"),
         ("row['id']", "row['di']", "prompt of row 0 of search fails: KeyError"),
         ("def items(split):", "def items(split)", r"mine.py' cannot be loaded: expected ':' \(line 5\)"),
@@ -152,6 +161,15 @@ def test_a_score_that_is_no_share_is_an_error_and_no_zero(tmp_path, given):
     domain = load_domain(write(tmp_path, WORKING.replace('answer["times"] / 3', given)), {})
     with pytest.raises(ValueError, match="for item 'test0': give a number from 0 to 1"):
         domain.score("test0", {"say": "yes", "times": 1})
+
+
+def test_what_a_file_prints_is_no_finding_and_its_end_is_not_ours(tmp_path, capsys):
+    source = WORKING.replace("    return answer", "    print('half a line', end='')\n    return answer")
+    code, findings, verdict = checked(write(tmp_path, source), capsys)
+    assert (code, verdict["admitted"], findings["repeats"]) == (0, True, True)
+    source = WORKING.replace("    return answer", "    raise SystemExit(3)\n    return answer")
+    code, findings, verdict = checked(write(tmp_path, source, "ends.py"), capsys)
+    assert (code, findings["scores"], verdict["admitted"]) == (1, False, False)
 
 
 def test_an_entry_point_may_name_a_module_of_three_functions(tmp_path, monkeypatch):

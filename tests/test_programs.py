@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,6 +66,16 @@ def test_what_a_program_does_to_its_argument_stays_there(chamber):
     mine = X.copy()
     call(chamber, body("X[:] = 0\nreturn X"), mine)
     np.testing.assert_array_equal(mine, X)
+
+
+def test_the_limit_of_cpu_time_is_told_by_its_own_signal():
+    """A busy machine kills at a limit of 20 s a process for which it counts 18 s: SIGKILL alone would not say why."""
+    code = (
+        "import resource\nfrom resia.runtime.chamber import locks\nlocks.limit_use(locks.Budget(7, 1 << 30))\n"
+        "print([resource.getrlimit(what) for what in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[(7, 8), (0, 0)]\n"
 
 
 @pytest.mark.parametrize(

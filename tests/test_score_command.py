@@ -100,6 +100,17 @@ def test_a_csv_row_that_is_cut_off_is_counted(score):
     assert found.ignored == {"unreadable": 2}
 
 
+def test_a_text_may_hold_what_ends_a_line_elsewhere(score):
+    """As Python's csv module writes it: only a comma, a quote and the two ends of a line are quoted."""
+    (found,) = score("id,prediction\r\n6,[罪名]盗窃<eoa>\u2028\x0b\x85\r\n7,诈骗\x1c\r\n8,盗窃;诈骗\r\n", "p.csv")
+    assert (found.answered, found.ignored, found.scores["exact"]) == (3, {}, 1.0)
+
+
+def test_what_a_file_calls_a_failure_can_be_printed(score):
+    (found,) = score(lines({"id": "6", "failure": "half \ud800\n"}, {"id": "7", "failure": ["x"] * 99}))
+    assert found.invalid.keys() == {"failed_half ?", f"failed_{str(['x'] * 99)[:50]}", "missing"}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [

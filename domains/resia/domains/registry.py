@@ -105,18 +105,30 @@ def _factory(name: str) -> Factory:
     if is_file(name):
         return problem_in(name)
     if name in BUILT_IN:
-        module, attribute = BUILT_IN[name]
-        return cast(Factory, getattr(import_module(module), attribute))
+        return _built_in(name)
     plug_ins = _plug_ins()
     if name not in plug_ins:
         raise UnknownName("domain", name, domain_names())
     try:
         loaded = plug_ins[name].load()
-    except (ImportError, AttributeError) as cause:
+    except Exception as cause:  # whatever another package's module raises
+        why = f"{type(cause).__name__}: {cause}"
+        raise UsageError(f"domain '{name}' of the package {plug_ins[name].value} cannot be imported: {why}") from cause
+    if isinstance(loaded, ModuleType):
+        return problem_of(loaded)
+    if not isinstance(getattr(loaded, "Options", None), type):
         raise UsageError(
-            f"domain '{name}' of the package {plug_ins[name].value} cannot be imported: {cause}"
-        ) from cause
-    return problem_of(loaded) if isinstance(loaded, ModuleType) else cast(Factory, loaded)
+            f"domain '{name}' of the package {plug_ins[name].value} has no Options: name a msgspec Struct so"
+        )
+    return cast(Factory, loaded)
+
+
+def _built_in(name: str) -> Factory:
+    module, attribute = BUILT_IN[name]
+    try:
+        return cast(Factory, getattr(import_module(module), attribute))
+    except ImportError as missing:
+        raise UsageError(f"domain '{name}' cannot be imported ({missing}): pip install 'resia[local]'") from missing
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import ModuleType
 from typing import Any, cast
 
 import msgspec
 
 from resia.events import ControlScore, Split
-from resia.events.errors import UsageError
+from resia.events.errors import UnknownName, UsageError
 from resia.events.ids import sha256
 
 from . import form
@@ -25,6 +26,7 @@ SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 FUNCTIONS = {"items": 1, "prompt": 1, "score": 2}
 SETTINGS = ("objective", "binary", "ordinal")  # what of the task spec a file may set, as OBJECTIVE = "max"
 TOOL = "answer"
+MOST = 10_000  # values of an argument
 REFERENCE = "reference"
 Row = Mapping[str, Any]
 
@@ -72,13 +74,21 @@ class Problem:
                 f'{self._said} has no ANSWER: give each argument its values, such as ANSWER = {{"pick": range(10)}}'
             )
         usual = getattr(self._module, "REFERENCE", {})
+        if not isinstance(usual, Mapping):
+            raise UsageError(f"REFERENCE of {self._said} is {usual!r:.40}: give arguments their values, as a dict")
+        if strange := [name for name in usual if name not in said]:
+            raise UnknownName(f"argument in REFERENCE of {self._said}", str(strange[0]), map(str, said))
         return tuple(self._parameter(str(name), choices, usual) for name, choices in said.items())
 
     def _parameter(self, name: str, choices: Any, usual: Mapping[str, Value]) -> Parameter:
         try:
-            values = tuple(choices)
+            values = tuple(islice(choices, MOST + 1))
         except TypeError:
             values = ()
+        if len(values) > MOST:
+            raise UsageError(
+                f"ANSWER['{name}'] of {self._said} has over {MOST:,} values: give fewer, an agent is told each"
+            )
         if not values or len(set(map(str, values))) < len(values):
             raise UsageError(f"ANSWER['{name}'] of {self._said} is {choices!r:.80}: list its values, none twice")
         if bad := [value for value in values if not isinstance(value, str | int | float | bool)]:
@@ -92,7 +102,7 @@ class Problem:
 
     def _rows(self, split: Split) -> tuple[Row, ...]:
         try:
-            rows = tuple(self._module.items(split))
+            rows = tuple(_called(self._module.items, split))
             msgspec.json.encode(rows)
         except Exception as cause:
             raise UsageError(f"items('{split}') of {self._said} fails: {type(cause).__name__}: {cause}") from cause
@@ -125,6 +135,14 @@ def _spec(module: ModuleType, parameters: tuple[Parameter, ...], said: str) -> T
         raise UsageError(f"{said} cannot be made a task: {cause}") from cause
 
 
+def _called(function: Callable[..., Any], *given: object) -> Any:
+    """What a function of the file gives. Where it ends the process, that is an error of its own like any other."""
+    try:
+        return function(*given)
+    except SystemExit as cause:
+        raise RuntimeError(f"it ends the process, SystemExit({cause})") from cause
+
+
 def _forms(parameters: tuple[Parameter, ...]) -> list[str]:
     return ["Reply with one line that sets:", *(f"{p.name}: {', '.join(map(str, p.choices))}" for p in parameters)]
 
@@ -147,11 +165,13 @@ class Simple:
 
     def _prompt(self, split: Split, number: int, row: Row) -> str:
         try:
-            text = self._module.prompt(row)
+            text = _called(self._module.prompt, row)
         except Exception as cause:
             raise UsageError(f"prompt of row {number} of {split} fails: {type(cause).__name__}: {cause}") from cause
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"prompt of row {number} of {split} is {text!r:.60}: give what an agent is to see")
+        if not text.isascii() and text != text.encode(errors="replace").decode():
+            raise UsageError(f"prompt of row {number} of {split} holds half a character (a lone surrogate): mend it")
         return text
 
     def items(self, split: Split) -> tuple[Item, ...]:
@@ -173,7 +193,7 @@ class Simple:
         return Score(reward, success, None, "", {"reward": reward, "reference": reference})
 
     def _reward(self, item: str, answer: Answer) -> float:
-        given = self._module.score(self._rows[item], dict(answer))
+        given = _called(self._module.score, self._rows[item], dict(answer))
         if isinstance(given, str) or not hasattr(given, "__float__") or not 0.0 <= float(given) <= 1.0:
             raise ValueError(f"score gives {given!r:.40} for item '{item}': give a number from 0 to 1")
         return float(given)
@@ -183,7 +203,7 @@ class Simple:
         told = cast("Callable[[Row], Answer] | None", getattr(self._module, "gold", None))
         if told is None:
             return Inside()
-        gold = self.parse(told(self._rows[item]))
+        gold = self.parse(_called(told, self._rows[item]))
         return Inside(gold, (self.render(gold),))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:

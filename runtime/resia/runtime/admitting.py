@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,10 +46,11 @@ def check(name: str, options: list[str], cache: Path | None, plan: Plan, unsafe_
     UsageError or UnknownName where it cannot be loaded, BoundaryError where its own code fails at that."""
     settings = load_settings(None, [f"{_OPTIONS}{option.removeprefix(_OPTIONS)}" for option in options])
     settings = msgspec.structs.replace(settings, domain=recorded_name(name))
-    with boundary(BoundaryError, f"building domain '{name}'"):
-        domain = domain_for(settings, cache)
-    with _programs(unsafe_local) as programs:
-        findings, tried = examine(domain, plan, programs)
+    with redirect_stdout(sys.stderr):  # whatever a domain's own code prints is no line of ours
+        with boundary(BoundaryError, f"building domain '{name}'"):
+            domain = domain_for(settings, cache)
+        with _programs(unsafe_local) as programs:
+            findings, tried = examine(domain, plan, programs)
     if tried:
         asked = Asked(settings, None if cache is None else str(cache), plan, unsafe_local)
         findings.append(_elsewhere(asked, tried))
@@ -97,7 +98,7 @@ def main() -> None:
     domain = domain_for(asked.settings, None if asked.cache is None else Path(asked.cache))
     with _programs(asked.unsafe_local) as programs:
         tried = record(domain, try_out(domain, asked.plan, backwards=True, programs=programs))
-    sys.stdout.write(msgspec.json.encode(tried).decode() + "\n")
+    sys.stdout.write(f"\n{msgspec.json.encode(tried).decode()}\n")  # the domain's code may have printed half a line
 
 
 if __name__ == "__main__":

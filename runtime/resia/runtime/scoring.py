@@ -19,6 +19,8 @@ from .config import load_settings
 from .resources import KERNEL_DOMAINS, domain_for
 from .views import Shown
 
+LONG = 1e9  # from which a number is written with an exponent
+
 
 def score_file(
     name: str,
@@ -85,7 +87,9 @@ def _plain(score: FileScore) -> dict[str, Any]:
 
 
 def _text(score: FileScore) -> str:
-    values = "  ".join(f"{name} {value:.4f}" for name, value in sorted(score.scores.items()))
+    values = "  ".join(
+        f"{name} {value:{'.4f' if abs(value) < LONG else '.4g'}}" for name, value in sorted(score.scores.items())
+    )
     head = f"{score.protocol} {score.split}: {values}  ({score.answered} of {score.denominator} answered)"
     return head + _counts("invalid", score.invalid) + _counts("ignored", score.ignored)
 

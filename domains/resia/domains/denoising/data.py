@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,20 @@ from resia.events.errors import UsageError
 from .metrics import Floats
 
 WHOLE = 1e-4  # how far a count may be from a whole number: celltypist writes 0.999999999999999 for 1
+LARGEST = 2**24  # molecules of a gene in a cell: more are not exact in single precision
 ARRAYS = ("data", "indices", "indptr", "shape", "genes")
+# What numpy and zipfile raise for a file that is damaged, cut off, locked or larger than the memory.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 INTEGERS = ("indices", "indptr", "shape")
 Integers = NDArray[np.int64]
 
@@ -77,9 +91,15 @@ def load_counts(path: Path) -> Counts:
             raise UsageError(f"counts file '{path}' lacks the array '{missing[0]}': it needs {', '.join(ARRAYS)}")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as cause:
-        raise UsageError(f"counts file '{path}' is not an .npz of plain arrays ({cause}): convert it again") from cause
+    except UNREADABLE as cause:
+        why = first_line(cause)
+        raise UsageError(f"counts file '{path}' is not an .npz of plain arrays ({why}): convert it again") from cause
     return checked_counts(arrays, str(path))
+
+
+def first_line(cause: Exception) -> str:
+    """Of what an error says, or its kind where it says nothing."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def checked_counts(arrays: Mapping[str, NDArray[np.generic]], said: str) -> Counts:
@@ -116,17 +136,22 @@ def _fault(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     rows = np.repeat(np.arange(cells), sizes)
     if len(np.unique(rows * genes + indices.astype(np.int64))) < len(data):
         return "a gene is listed twice in one cell; add its counts up"
-    return _count_fault(data)
+    return count_fault(data)
 
 
-def _count_fault(data: NDArray[np.generic]) -> str:
+def count_fault(data: NDArray[np.generic]) -> str:
+    """What makes numbers no molecule counts, with the fix; '' when nothing does."""
     values = data.astype(np.float64)
     if not np.isfinite(values).all():
         return "a count is NaN or infinite; remove such entries"
     if (values < 0).any():
         return f"a count is negative ({values.min():g}); give raw molecule counts, not scaled values"
     if (off := np.abs(values - np.rint(values))).size and off.max() > WHOLE:
-        return f"a count is fractional ({values[off.argmax()]:g}); give raw molecule counts, not normalised values"
+        return (
+            f"a count is fractional ({values.ravel()[off.argmax()]:g}); give raw molecule counts, not normalised values"
+        )
+    if values.max(initial=0.0) > LARGEST:
+        return f"a count is {values.max():g}, more than {LARGEST:,}; give raw molecule counts"
     return ""
 
 
@@ -160,7 +185,7 @@ def _from_rows(rows: Iterator[list[str]]) -> Counts:
             raise UsageError(
                 f"row {number} of the counts table has {len(cell)} values for {len(genes)} genes: fetch it again"
             )
-        if fault := _count_fault(cell):
+        if fault := count_fault(cell):
             raise UsageError(f"row {number} of the counts table cannot be used: {fault}")
         whole = np.rint(cell).astype(np.int64)
         columns.append(np.flatnonzero(whole))

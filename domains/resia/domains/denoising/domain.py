@@ -135,12 +135,14 @@ class Denoising:
         )
 
     def _held(self, item: str) -> Held:
-        """Both halves in double precision, cells called after their rows in the counts."""
+        """Both halves in double precision, cells called after their rows in the counts; genes by their names, where no
+        two have the same."""
         problem = whole(self._counts, self._seed) if item == WHOLE_ITEM else self._problems[item]
         halves = halves_of(problem, self._counts)
         cells = tuple(str(row) for row in problem.cells[halves.cells])
         genes = tuple(self._counts.genes[column] for column in halves.genes)
-        return Held(Named(halves.train.astype(np.float64), cells, genes), halves.test.astype(np.float64))
+        named = genes if len(set(genes)) == len(genes) else None
+        return Held(Named(halves.train.astype(np.float64), cells, named), halves.test.astype(np.float64))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         found = random_search(tool.PARAMETERS, self._search_mean, len(self._items["search"]), budget, seed)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from resia.domains.base import FileScore
 from resia.events.errors import UsageError
 
-from .data import WHOLE
+from .data import count_fault
+from .matrices import NoReader
 from .matrix_files import SUFFIXES, Named, in_order, npz_matrix, read_arrays, read_matrix
-from .metrics import Judge, Verdict, mse, poisson, poisson_published
+from .metrics import Judge, Verdict, mse, nothing, poisson, poisson_published
 
 Protocol = Literal["audited", "published"]
 PROTOCOLS: tuple[Protocol, ...] = ("audited", "published")
@@ -36,6 +37,13 @@ class Held(NamedTuple):
     test: NDArray[np.float64]
 
 
+class Answered(NamedTuple):
+    """A matrix in the order of its item, and what it is scored against."""
+
+    matrix: NDArray[np.float64]
+    held: Held
+
+
 def score_matrices(
     protocol: Protocol, path: Path, splits: Mapping[str, Sequence[str]], held: Callable[[str], Held]
 ) -> tuple[FileScore, ...]:
@@ -45,7 +53,8 @@ def score_matrices(
     """
     if (own := _own_halves(path)) is not None:
         halves, denoised = own
-        return (_score(protocol, "given", ["given"], {"given": in_order(denoised, halves.train, str(path))}, [halves]),)
+        given = {"given": Answered(in_order(denoised, halves.train, str(path)), halves)}
+        return (_score(protocol, "given", ["given"], given, {}, {}),)
     files = _files(path)
     known = {item for items in splits.values() for item in items}
     ignored = Counter(UNKNOWN for item in files if item not in known)
@@ -54,31 +63,54 @@ def score_matrices(
             f"'{path}' answers no item: call a file after the one that it answers, such as {min(known)}{SUFFIXES[0]} or"
             f" {WHOLE_ITEM}{SUFFIXES[0]}, or give three matrices, {', '.join(PARTS)}"
         )
-    scores = []
-    for split, items in splits.items():
-        if answered := [item for item in items if item in files]:
-            laid = [held(item) for item in answered]
-            answers = {
-                item: in_order(read_matrix(files[item]), one.train, str(files[item]))
-                for item, one in zip(answered, laid, strict=True)
-            }
-            scores.append(_score(protocol, split, items, answers, laid, dict(ignored)))
-    return tuple(scores)
+    found = {split: _answers(items, files, held) for split, items in splits.items()}
+    wrong = [why for _, refused in found.values() for why in refused.values()]
+    if not any(answers for answers, _ in found.values()):
+        raise UsageError(wrong[0])
+    return tuple(
+        _score(protocol, split, splits[split], answers, refused, ignored)
+        for split, (answers, refused) in found.items()
+        if answers or refused
+    )
+
+
+def _answers(
+    items: Sequence[str], files: Mapping[str, Path], held: Callable[[str], Held]
+) -> tuple[dict[str, Answered], dict[str, str]]:
+    """Answers by item, and what is wrong with those that are no matrix of their item."""
+    answers, refused = dict[str, Answered](), dict[str, str]()
+    for item in (item for item in items if item in files):
+        halves = held(item)
+        try:
+            answers[item] = Answered(in_order(read_matrix(files[item]), halves.train, str(files[item])), halves)
+        except NoReader:
+            raise
+        except UsageError as cause:
+            refused[item] = str(cause)
+    return answers, refused
 
 
 def _files(path: Path) -> dict[str, Path]:
     """Matrices by the item that they are called after."""
     if path.is_dir():
-        return {found.stem: found for found in sorted(path.iterdir()) if found.suffix in SUFFIXES}
+        return _by_stem(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"predictions '{path}' are of no known form: give {', '.join(SUFFIXES)} or a folder of them")
     return {path.stem: path}
 
 
+def _by_stem(folder: Path) -> dict[str, Path]:
+    held: dict[str, Path] = {}
+    for file in (found for found in sorted(folder.iterdir()) if found.suffix in SUFFIXES):
+        if (other := held.setdefault(file.stem, file)) != file:
+            raise UsageError(f"'{folder}' has {other.name} and {file.name} for one matrix: leave one of them there")
+    return held
+
+
 def _own_halves(path: Path) -> tuple[Held, Named] | None:
     """Train, test and denoised matrices, where `path` holds them."""
     if path.is_dir():
-        parts = {found.stem: found for found in path.iterdir() if found.suffix in SUFFIXES}
+        parts = _by_stem(path)
         if not set(PARTS) <= set(parts):
             return None
         train, test, denoised = (read_matrix(parts[name]) for name in PARTS)
@@ -109,32 +141,30 @@ def _filtered(held: Held, path: Path) -> Held:
     if not cells.any() or not test.any():
         what = "training" if not cells.any() else "test"
         raise UsageError(f"'{path}' leaves no cells with {what} counts: give halves that hold molecules")
-    return Held(Named(held.train.values[cells][:, genes], None, None), test)
+    train = held.train.values[cells][:, genes]
+    if not mse(train, test):
+        raise UsageError(f"train and test of '{path}' have one profile, so no answer can do better: give other halves")
+    return Held(Named(train, None, None), test)
 
 
 def _counts(found: Named, said: str) -> None:
     """Raises UsageError for what cannot be molecule counts."""
-    values = found.values
-    if not np.isfinite(values).all():
-        raise UsageError(f"'{said}' holds NaN or infinite counts: give raw molecule counts")
-    if values.min() < 0:
-        raise UsageError(f"'{said}' holds a negative count ({values.min():g}): give raw molecule counts")
-    off = np.abs(values - np.rint(values))
-    if off.max() > WHOLE:
-        raise UsageError(f"'{said}' holds a fractional count ({values.ravel()[off.argmax()]:g}): give raw counts")
+    if fault := count_fault(found.values):
+        raise UsageError(f"'{said}' cannot be used: {fault}")
 
 
 def _score(
     protocol: Protocol,
     split: str,
     items: Sequence[str],
-    answers: Mapping[str, NDArray[np.float64]],
-    held: Sequence[Held],
-    ignored: Mapping[str, int] | None = None,
+    answers: Mapping[str, Answered],
+    refused: Mapping[str, str],
+    ignored: Mapping[str, int],
 ) -> FileScore:
     """Means over all of `items`; the losses, which have no worst value, over those that are answered and finite."""
-    rows, losses, invalid = list[dict[str, float]](), list[dict[str, float]](), Counter[str]()
-    for answer, halves in zip(answers.values(), held, strict=True):
+    losses, invalid = list[dict[str, float]](), Counter[str](refused.values())
+    rows = [_norms(protocol, nothing(why)) for why in refused.values()]
+    for answer, halves in answers.values():
         verdict = Judge(halves.train.values, halves.test).verdict(answer)
         why = verdict.fault if protocol == "audited" else verdict.gate
         invalid.update([why] if why else [])
@@ -143,13 +173,12 @@ def _score(
     if missing := len(items) - len(rows):
         invalid[MISSING] = missing
     scores = {name: sum(row[name] for row in rows) / len(items) for name in rows[0]}
-    for name in losses[0]:
+    for name in {name: None for row in losses for name in row}:
         finite = [row[name] for row in losses if np.isfinite(row[name])]
         if finite:
             scores[name] = sum(finite) / len(finite)
-    return FileScore(
-        protocol, split, len(items), len(rows), len(rows) / len(items), scores, dict(invalid), dict(ignored or {})
-    )
+    count, given = len(items), len(answers)
+    return FileScore(protocol, split, count, given, given / count, scores, dict(invalid), dict(ignored))
 
 
 def _norms(protocol: Protocol, verdict: Verdict) -> dict[str, float]:

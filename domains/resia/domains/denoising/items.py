@@ -45,13 +45,19 @@ class Bench(NamedTuple):
 
 
 def pools(counts: Counts, seed: int) -> dict[Split, Integers]:
-    """Disjoint thirds of the cells with 2 counts or more, shuffled by the seed. Raises UsageError for too few cells."""
+    """Disjoint thirds of the cells with 2 counts or more, shuffled by the seed. Raises UsageError for too few cells
+    or genes."""
     total_C = np.diff(np.concatenate(([0], np.cumsum(counts.data)))[counts.indptr])
     usable = np.flatnonzero(total_C >= 2)
     if len(usable) < MIN_POOL * len(SPLITS):
         raise UsageError(
             f"the counts leave {len(usable)} cells with 2 molecules or more in the kept genes: "
             f"give at least {MIN_POOL * len(SPLITS)} cells, or lower min_cells_per_gene"
+        )
+    if len(counts.genes) < 2:
+        raise UsageError(
+            f"the counts leave {len(counts.genes)} gene in {len(usable)} cells, and of one gene every cell has the same"
+            " profile: give counts of more genes, or lower min_cells_per_gene"
         )
     shuffled = np.random.default_rng([seed]).permutation(usable)
     return dict(zip(SPLITS, np.array_split(shuffled, len(SPLITS)), strict=True))

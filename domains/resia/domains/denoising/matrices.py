@@ -7,7 +7,6 @@ matrix came from, the same checks stand between it and the items. Only a `hub:` 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import numpy as np
 
 from resia.events.errors import AssetError, UsageError, boundary
 
-from .data import Counts, checked_counts, load_counts
+from .data import Counts, checked_counts, first_line, load_counts
 
 HUB = "hub:"
 HUB_PATH = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
-# What scanpy and the readers under it raise for a file that is damaged or of another kind.
-UNREADABLE = (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, zlib.error)
+
+
+class NoReader(UsageError):
+    """This machine lacks what reads a file; the file may be right."""
 
 
 def read_counts(path: str, layer: str = "") -> Counts:
@@ -64,29 +65,44 @@ _TENX = (("matrix.mtx", "genes.tsv", "barcodes.tsv"), ("matrix.mtx.gz", "feature
 
 def _by_scanpy(said: str, read: Callable[[Any], Any], layer: str) -> Counts:
     """The counts of what `read` gives with scanpy: an AnnData, cells in rows."""
-    try:
-        import scanpy
-    except ImportError as missing:
-        raise UsageError(f"'{said}' is read by scanpy ({missing}): install resia[bio], or give an .npz") from missing
-    try:
-        found = read(scanpy)
-        names = tuple(map(str, found.var_names))
-        layers: Mapping[str, Any] = found.layers
-        matrix = found.X if not layer else layers.get(layer)
-        shape = tuple(found.shape)
-    except UNREADABLE as cause:
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise UsageError(f"'{said}' cannot be read as counts ({first}): it is damaged or of another format") from cause
+    found = by_scanpy(said, read)
+    layers: Mapping[str, Any] = found.layers
+    matrix = found.X if not layer else layers.get(layer)
     if matrix is None:
         offer = f"its layers are {', '.join(sorted(layers)) or 'none'}"
         raise UsageError(f"'{said}' has no {f'layer {layer!r}' if layer else 'matrix X'}: {offer}")
-    return _checked(said, matrix, shape, names)
+    return _checked(said, matrix, tuple(found.shape), tuple(map(str, found.var_names)))
+
+
+def by_scanpy(said: str, read: Callable[[Any], Any]) -> Any:
+    """What `read` gives with scanpy. Raises NoReader where that is not installed, UsageError for a damaged file."""
+    try:
+        import scanpy
+    except ImportError as missing:
+        raise NoReader(f"'{said}' is read by scanpy ({missing}): install resia[bio], or give an .npz") from missing
+    try:
+        return read(scanpy)
+    except Exception as cause:  # the readers under scanpy have errors of their own for a damaged file
+        why = first_line(cause)
+        raise UsageError(f"'{said}' cannot be read as counts ({why}): it is damaged or of another format") from cause
+
+
+def check_places(said: str, matrix: Any) -> None:
+    """UsageError for a sparse matrix with values outside of it: scipy would write them beyond its own memory."""
+    if hasattr(matrix, "check_format"):
+        try:
+            matrix.check_format(full_check=True)
+        except ValueError as cause:
+            raise UsageError(
+                f"the sparse matrix of '{said}' is damaged ({first_line(cause)}): write it again"
+            ) from cause
 
 
 def _checked(said: str, matrix: Any, shape: tuple[int, ...], genes: tuple[str, ...]) -> Counts:
     """A dense or sparse matrix (cells, genes) as counts, by the checks that an .npz has to pass."""
     from scipy import sparse
 
+    check_places(said, matrix)
     rows = sparse.csr_matrix(matrix)
     rows.sum_duplicates()
     arrays = {

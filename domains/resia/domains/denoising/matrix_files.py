@@ -8,8 +8,6 @@ first column. Knows nothing of items or scores.
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +17,10 @@ from numpy.typing import NDArray
 
 from resia.events.errors import UsageError
 
-from .data import ARRAYS
-from .matrices import UNREADABLE
+from .data import ARRAYS, UNREADABLE, first_line
+from .matrices import by_scanpy, check_places
 
 SUFFIXES = (".npz", ".h5ad", ".csv")
-NPZ_UNREADABLE = (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, KeyError)
 Names = tuple[str, ...]
 
 
@@ -51,7 +48,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except NPZ_UNREADABLE as cause:
+    except UNREADABLE as cause:
         raise _unreadable(path, cause) from cause
 
 
@@ -120,8 +117,10 @@ def _dense(path: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
 
     data, indices, indptr = (arrays[name] for name in ("data", "indices", "indptr"))
     try:
-        found: NDArray[Any] = sparse.csr_matrix((data, indices, indptr), shape=tuple(arrays["shape"])).toarray()
-    except (ValueError, TypeError, IndexError) as cause:
+        rows = sparse.csr_matrix((data, indices, indptr), shape=tuple(arrays["shape"]))
+        check_places(str(path), rows)
+        found: NDArray[Any] = rows.toarray()
+    except (ValueError, TypeError, IndexError, MemoryError) as cause:
         raise _unreadable(path, cause) from cause
     return found
 
@@ -159,18 +158,13 @@ def _row(path: Path, number: int, row: Sequence[str], genes: int) -> list[float]
 
 
 def _h5ad(path: Path) -> Named:
-    try:
-        import scanpy
-    except ImportError as missing:
-        raise UsageError(f"'{path}' is read by scanpy ({missing}): install resia[bio], or give an .npz") from missing
-    try:
-        found = scanpy.read_h5ad(path)
-        values = found.X.toarray() if hasattr(found.X, "toarray") else np.asarray(found.X)
-        return Named(_numbers(path, values), tuple(map(str, found.obs_names)), tuple(map(str, found.var_names)))
-    except UNREADABLE as cause:
-        raise _unreadable(path, cause) from cause
+    found = by_scanpy(str(path), lambda scanpy: scanpy.read_h5ad(path))
+    check_places(str(path), found.X)
+    values = found.X.toarray() if hasattr(found.X, "toarray") else np.asarray(found.X)
+    return Named(_numbers(path, values), tuple(map(str, found.obs_names)), tuple(map(str, found.var_names)))
 
 
 def _unreadable(path: Path, cause: Exception) -> UsageError:
-    first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    return UsageError(f"matrix '{path}' cannot be read ({first}): it is damaged, cut off or of another format")
+    return UsageError(
+        f"matrix '{path}' cannot be read ({first_line(cause)}): it is damaged, cut off or of another format"
+    )

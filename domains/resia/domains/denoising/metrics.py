@@ -7,6 +7,7 @@ that keep the precision of what they are given. Knows nothing of MAGIC, items or
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ PER_CELL = 10_000.0
 OFFSET = 1e-6
 GATE = 0.97  # least published Poisson norm
 SLACK = 1e-6  # single precision's error in the Poisson norm of the undenoised matrix, which is 0
+SAME = 1e-12  # relative difference of two losses below which they are one
+LONG = 1e6  # from which a number is written with an exponent
 EMPTY = 1e-30  # a cell that sums to no more than this is all zero
 
 
@@ -117,20 +120,20 @@ class Judge:
     def verdict(self, answer_CG: Floats) -> Verdict:
         """Both scores of an answer (cells, genes); a malformed one gets 0 for everything and the fault's name."""
         if fault := self._shapeless(answer_CG):
-            return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
-        mse_norm = 1.0 - _mean_square(log_normalised(answer_CG), self._log_test_CG) / self.none_mse
+            return nothing(fault)
+        mse_norm = _norm(self.none_mse, _mean_square(log_normalised(answer_CG), self._log_test_CG), 0.0)
         mse_norm = min(1.0, max(0.0, mse_norm))
         swapped = self._poisson_published(answer_CG)
-        published_norm = (self.none_published - swapped) / (self.none_published - self.perfect_published)
-        plain_norm = (self.none_poisson - self._poisson(answer_CG)) / (self.none_poisson - self.perfect_plain)
+        published_norm = _norm(self.none_published, swapped, self.perfect_published)
+        plain_norm = _norm(self.none_poisson, self._poisson(answer_CG), self.perfect_plain)
         gate = ""
         if published_norm < GATE:
-            gate = f"published Poisson norm {published_norm:.3f} is below {GATE}"
+            gate = f"published Poisson norm {_short(published_norm)} is below {GATE}"
         elif float(answer_CG.max()) > self._library_C.sum():
             gate = "a value exceeds the sum of the training counts"
         loss = self._poisson(rescaled(answer_CG, self._library_C))
-        norm = (self.none_poisson - loss) / (self.none_poisson - self.perfect_poisson)
-        fault = _empty(answer_CG)
+        norm = _norm(self.none_poisson, loss, self.perfect_poisson)
+        fault = self._empty(answer_CG)
         if not fault and norm < -SLACK:
             fault = f"Poisson norm {norm:.3f}: worse than no denoising"
         published, audited = (0.0 if gate else mse_norm), (0.0 if fault else mse_norm)
@@ -138,7 +141,7 @@ class Judge:
 
     def malformed(self, answer_CG: Floats) -> str:
         """What the audit finds wrong with an answer without a look at the test half; empty where nothing is."""
-        return self._shapeless(answer_CG) or _empty(answer_CG)
+        return self._shapeless(answer_CG) or self._empty(answer_CG)
 
     def _shapeless(self, answer_CG: Floats) -> str:
         if answer_CG.shape != self._shape:
@@ -148,6 +151,11 @@ class Judge:
         if not np.isfinite(total):
             return "non-finite values"
         return "negative values" if float(answer_CG.min()) < 0.0 else ""
+
+    def _empty(self, answer_CG: Floats) -> str:
+        """Cells that are all zero. One without a training count may be: to its library of 0 any answer comes down."""
+        empty = int((answer_CG[self._library_C > 0].sum(1, dtype=np.float64) <= EMPTY).sum())
+        return f"all-zero cells: {empty} of {len(answer_CG)}" if empty else ""
 
     def _poisson(self, answer_CG: Floats) -> float:
         """`poisson` of the answer brought to test depth; only entries with test counts need their logarithm."""
@@ -163,9 +171,18 @@ class Judge:
         return (float(self._seen.sum()) - weighted) / answer_CG.size
 
 
-def _empty(answer_CG: Floats) -> str:
-    empty = int((answer_CG.sum(1, dtype=np.float64) <= EMPTY).sum())
-    return f"all-zero cells: {empty} of {len(answer_CG)}" if empty else ""
+def _short(norm: float) -> str:
+    return f"{norm:.3f}" if abs(norm) < LONG else f"{norm:.3g}"
+
+
+def nothing(fault: str) -> Verdict:
+    """Of an answer that is no matrix of its item."""
+    return Verdict(0.0, 0.0, 0.0, 0.0, 0.0, fault, 0.0, fault)
+
+
+def _norm(none: float, loss: float, perfect: float) -> float:
+    """How far `loss` is from no denoising (0) to a perfect answer (1); 0 where there is no way to go."""
+    return 0.0 if math.isclose(none, perfect, rel_tol=SAME) else (none - loss) / (none - perfect)
 
 
 def _mean_square(left_CG: Floats, right_CG: Floats) -> float:

@@ -21,6 +21,8 @@ from . import program_tool, tool
 from .domain import Denoising, DenoisingOptions
 from .items import SPLITS
 
+SEEDS = 2**32  # those that numpy.random.seed and the random_state of scikit-learn take
+
 
 class ProgramDenoising(Denoising):
     """Implements `resia.domains.programs.Programmed`. A success beats the reversed MAGIC of the typed form."""
@@ -44,7 +46,7 @@ class ProgramDenoising(Denoising):
         item."""
         source = str(program_tool.parse(answer)[program_tool.PROGRAM.name])
         train = self._bench(item).train.astype(np.float64)
-        seed = seed_for(self._seed, "program", item)
+        seed = seed_for(self._seed, "program", item) % SEEDS
         arguments: dict[str, Any] = {"X": train, "seed": seed}
         return Program(source, program_tool.ENTRY, arguments, train.shape, seed, program_tool.LIMITS)
 

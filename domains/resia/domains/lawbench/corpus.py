@@ -42,6 +42,7 @@ class Corpus(NamedTuple):
 def load(options: LawBenchOptions) -> Corpus:
     """Read and divide. Raises UsageError for a source that cannot be used or is not of the protocol."""
     found = _read(options)
+    values.check_text(found)
     charges = Charges(name for fact in found for name in fact.charges)
     if options.protocol == "official" and not options.synthetic:
         records.check_whole(found)

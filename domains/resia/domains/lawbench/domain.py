@@ -23,6 +23,7 @@ from .facts import SPLITS, Fact
 from .learned import Learned
 from .options import PLACES, LawBenchOptions
 from .predictions import score_predictions
+from .records import ANSWERED
 from .scoring import PROTOCOLS, REWARD, judge_charges
 from .splits import sample
 
@@ -82,7 +83,8 @@ class LawBench:
         """For the admission tests alone."""
         fact = self._fact(item)
         gold = SEPARATOR.join(self._corpus.charges.ordered(fact.charges))
-        return Inside({tool.ARGUMENT: gold}, parts=frozenset({fact.text}))
+        named = tuple(f"{ANSWERED}{name}" for name in fact.charges)  # as the question of 3-1 ends
+        return Inside({tool.ARGUMENT: gold}, named, frozenset({fact.text}))
 
     def call(self, tool: str, item: str, arguments: Mapping[str, object]) -> object:
         """What one of `tools.OFFERED` gives on an item. Raises ValueError for arguments, UnknownName for no item."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from resia.events import Split
+from resia.events.errors import UsageError
 
 from .charges import plain
 
@@ -29,6 +30,17 @@ class Merged(NamedTuple):
     facts: tuple[Fact, ...]
     repeated: int
     contradictory: int
+
+
+def check_text(facts: Iterable[Fact]) -> None:
+    """UsageError for a fact whose text or charges no file of UTF-8 could hold, as JSON can: half a character."""
+    for fact in facts:
+        for text in (fact.text, *fact.charges):
+            try:
+                text.encode()
+            except UnicodeEncodeError as cause:
+                half = f"\\u{ord(text[cause.start]):04x}"
+                raise UsageError(f"fact {fact.id} holds half a character, {half} (a lone surrogate): mend it") from None
 
 
 def merged(facts: Iterable[Fact]) -> Merged:

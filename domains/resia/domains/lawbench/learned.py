@@ -46,9 +46,13 @@ class Learned:
     """Models of the search facts, fitted when they are first asked for; equal facts give equal models."""
 
     def __init__(self, facts: Sequence[Fact], group: Mapping[str, int]) -> None:
-        """`group`: near-duplicates of each fact by its id."""
+        """`group`: near-duplicates of each fact by its id. Raises UsageError where no fact has others to be told by."""
         self._facts = tuple(facts)
         numbers = {number: place for place, number in enumerate(sorted({group[fact.id] for fact in facts}))}
+        if len(numbers) == 1:
+            raise UsageError(
+                "the search has 1 fact, near-duplicates counted as one, and none to learn of it from: give at least two"
+            )
         self._fold = {fact.id: numbers[group[fact.id]] % FOLDS for fact in facts}
         self._fitted = lru_cache(maxsize=FOLDS + 1)(self._fit)
 
@@ -79,7 +83,7 @@ class Learned:
 
         facts = tuple(fact for fact in self._facts if self._fold[fact.id] != fold)
         if not facts:
-            raise UsageError(f"the search has {len(self._facts)} facts, too few to learn from others: give more facts")
+            raise UsageError("the search has no facts to learn from: give some")
         vectorizer, matrix = _vectors([plain(fact.text) for fact in facts])
         labels = [SEPARATOR.join(fact.charges) for fact in facts]
         if len(set(labels)) == 1:

@@ -7,6 +7,7 @@ records, JSON lines and CSV with `id` and `prediction`. `failure` in place of a 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from resia.events.errors import UsageError
 
 from .charges import Charges, written
 from .facts import SPLITS, Fact
-from .records import TASK, read_json
+from .records import ANSWERED, TASK, read_json
 from .scoring import EMPTY, Protocol, judge_text
 from .tables import MAX_CELL
 
@@ -90,7 +91,7 @@ def _names(written_id: str) -> Iterator[str]:
 
 
 def _some(entries: Iterable[Prediction | None]) -> str:
-    names = [entry.id for entry in entries if entry is not None]
+    names = [entry.id[:40] for entry in entries if entry is not None]
     return ", ".join(names[:3]) + (" and so on" if len(names) > 3 else "") if names else "missing"
 
 
@@ -106,12 +107,17 @@ def _prediction(key: str, value: object) -> Prediction | None:
         return None
     golds = _gold(gold) if isinstance(gold, str) else ()
     if failure:
-        return Prediction(name, None, f"{FAILED}_{failure}"[:60], golds)
+        return Prediction(name, None, f"{FAILED}_{_word(failure)}", golds)
     return Prediction(name, text, "", golds) if isinstance(text, str) else Prediction(name, None, EMPTY, golds)
 
 
+def _word(failure: object) -> str:
+    """What a file calls a failure, as it can be printed: one line, and half a character as a question mark."""
+    return " ".join(str(failure).encode(errors="replace").decode().split())[:50]
+
+
 def _gold(text: str) -> tuple[str, ...]:
-    return tuple(written(name) for name in text.removeprefix("罪名:").split(";") if name)
+    return tuple(written(name) for name in text.removeprefix(ANSWERED).split(";") if name)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, object]]:
@@ -151,7 +157,8 @@ def _lines(text: str) -> Iterator[tuple[str, object]]:
 
 def _csv(path: Path, text: str) -> Iterator[tuple[str, object]]:
     csv.field_size_limit(MAX_CELL)
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    # Not splitlines: a text may hold the other characters that end a line for it, such as U+2028.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = set(reader.fieldnames or ())
     except csv.Error:

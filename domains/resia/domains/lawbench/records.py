@@ -20,7 +20,7 @@ from .facts import Fact
 TASK, OTHER_TASK = "3-3", "3-1"
 RECORDS, NAMES = 500, 202
 SPLIT_FILE = "split_meta_harness_200_50_100.json"
-_FACTS, _CHARGES = "事实:", "罪名:"
+_FACTS, ANSWERED = "事实:", "罪名:"
 _SPLIT_NAMES: Mapping[str, Split] = {"train": "search", "val": "validation", "test": "test"}
 
 
@@ -68,10 +68,10 @@ def _record(path: Path, task: str, number: int, record: object) -> Fact:
         raise UsageError(f"record {number} of {path} has no question and answer as text: give LawBench's own file")
     text = record["question"].removeprefix(_FACTS)
     if task == TASK:
-        named = record["answer"].removeprefix(_CHARGES)
+        named = record["answer"].removeprefix(ANSWERED)
     else:
         # The charge stands at the end of the question. A fact may quote the words too: only the last ones are it.
-        text, _, named = text.rpartition(_CHARGES)
+        text, _, named = text.rpartition(ANSWERED)
     charges = tuple(sorted({written(name) for name in named.split(SEPARATOR) if written(name)}))
     if not text.strip() or not charges:
         raise UsageError(f"record {number} of {path} lacks its facts or its charge: fetch the file again")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def _line(path: Path, number: int, line: str) -> dict[str, object]:
 
 def _csv(path: Path) -> Iterator[dict[str, object]]:
     csv.field_size_limit(MAX_CELL)
-    reader = csv.DictReader(iter(f"{line}\n" for line in _lines(path)))
+    reader = csv.DictReader((f"{line}\n" for line in _lines(path)), strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -85,14 +85,14 @@ def _csv(path: Path) -> Iterator[dict[str, object]]:
                 raise UsageError(f"line {reader.line_num} of {path} has not the {width} columns of its header: mend it")
             yield dict(row)
     except csv.Error as cause:
-        raise UsageError(f"line {reader.line_num} of {path} is no CSV ({cause}): save it again") from None
+        raise UsageError(f"line {reader.reader.line_num} of {path} is no CSV ({cause}): save it again") from None
 
 
 def _fact(source: str, number: int, row: Mapping[str, object], columns: Columns, split: Split | None = None) -> Fact:
     for column in (columns.fact, columns.charge):
         if column not in row:
             raise UsageError(
-                f"row {number} of {source} has no column '{column}', only {', '.join(map(str, row))}: "
+                f"row {number} of {source} has no column '{column}', only {', '.join(map(str, row))[:200]}: "
                 "name it with the options fact_column and charge_column"
             )
     text, charges = row[columns.fact], _charges(row[columns.charge])
@@ -102,7 +102,7 @@ def _fact(source: str, number: int, row: Mapping[str, object], columns: Columns,
     if split is None and given is not None:
         split = columns.split(given)
         if split is None:
-            raise UnknownName(f"split of row {number} of {source}", str(given), columns.splits)
+            raise UnknownName(f"split of row {number} of {source}", str(given)[:80], columns.splits)
     return Fact(f"row/{number}", text.strip(), charges, split)
 
 
@@ -133,11 +133,25 @@ def read_hub(name: str, config: str, revision: str, columns: Columns) -> tuple[F
     return tuple(_numbered(name, parts, columns))
 
 
-def _numbered(
-    name: str, parts: Iterable[tuple[str, Iterable[Mapping[str, object]]]], columns: Columns
-) -> Iterator[Fact]:
+def _numbered(name: str, parts: Iterable[tuple[str, Any]], columns: Columns) -> Iterator[Fact]:
     number = 0
     for split, rows in parts:
+        labels = _labels(rows, columns.charge)
         for row in rows:
-            yield _fact(f"data set '{name}'", number, {**row, SPLIT_COLUMN: split}, columns)
+            told = {**row, SPLIT_COLUMN: split}
+            if labels and columns.charge in row:
+                told[columns.charge] = _named(row[columns.charge], labels)
+            yield _fact(f"data set '{name}'", number, told, columns)
             number += 1
+
+
+def _labels(rows: Any, column: str) -> Sequence[str]:
+    """What the numbers of a column stand for, where the data set says so: a `datasets.ClassLabel`, or a list of it."""
+    feature = rows.features.get(column)
+    return getattr(getattr(feature, "feature", feature), "names", None) or ()
+
+
+def _named(cell: Any, labels: Sequence[str]) -> list[str]:
+    """The labels of one number or several; -1 and nothing are how a data set says that it knows none."""
+    numbers = cell if isinstance(cell, list) else [cell]
+    return [labels[number] for number in numbers if number is not None and 0 <= number < len(labels)]

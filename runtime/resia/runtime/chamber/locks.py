@@ -96,17 +96,20 @@ def limit_calls() -> None:
 
 
 def limit_use(budget: Budget) -> None:
-    """Resource limits, or lower ones that hold already."""
-    for what, most in (
-        (resource.RLIMIT_CPU, budget.cpu_s),
-        (resource.RLIMIT_AS, _in_use() + budget.memory_bytes),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
+    """Resource limits, or lower ones that hold already.
+
+    One more second of CPU lets SIGXCPU, which says why, come before SIGKILL.
+    """
+    for what, soft, hard in (
+        (resource.RLIMIT_CPU, budget.cpu_s, budget.cpu_s + 1),
+        (resource.RLIMIT_AS, (memory := _in_use() + budget.memory_bytes), memory),
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
     ):
         _, ceiling = resource.getrlimit(what)
-        most = most if ceiling == resource.RLIM_INFINITY else min(most, ceiling)
-        resource.setrlimit(what, (most, most))
+        most = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
+        resource.setrlimit(what, (min(soft, most), most))
 
 
 def _in_use() -> int:
