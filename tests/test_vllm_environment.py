@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from resia.events.errors import AssetError, UsageError
 from resia.runtime import vllm_environment
 from resia.runtime.vllm_environment import BUILDS, RECORD, Report, build_for, located, prepare, required, run_pip
-from resia.runtime.vllm_serving import Serving, base_of, command, last_words, variables
+from resia.runtime.vllm_serving import Serving, base_of, command, last_words, start, variables
 
 CPU = BUILDS["cpu"]
 # An interpreter that has everything but vLLM: stands in for the environment's own.
@@ -123,6 +124,23 @@ def test_a_server_is_started_so_that_its_numbers_can_be_trusted(environment, fol
 def test_a_rank_that_vllm_does_not_have_is_told(environment, folder):
     with pytest.raises(UsageError, match="--max-lora-rank is 24: vLLM takes 1, 8, 16, 32"):
         base_of(environment, Serving(folder, rank=24))
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("--logprobs-mode=raw_logprobs", "resia's own value"), ("--served_model_name=x", "resia's own"), ("x", "--NAME")],
+)
+def test_an_option_that_would_bend_the_numbers_is_refused(environment, folder, option, why):
+    serving = Serving(folder, more=(option,))
+    with pytest.raises(UsageError, match=f"--option is '{option}': .*{why}"):
+        command(environment, serving, base_of(environment, serving))
+
+
+def test_a_port_that_another_server_has_is_refused_before_that_one_passes_for_ours(environment, folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on port {port} of 127.0.0.1 .* give another with --port"):
+            start(environment, Serving(folder, port=port), tmp_path, lambda _: None)
 
 
 def test_a_server_that_ends_is_reported_by_its_last_error(tmp_path):
