@@ -14,7 +14,7 @@ from test_chat_server import running
 from test_session import Saboteur
 
 from resia.domains.registry import load_domain
-from resia.events import DecisionMade, Fact, RolloutRecorded, RunCompleted, RunRequested, ShardSampled
+from resia.events import DecisionMade, DriftRequested, Fact, RolloutRecorded, RunCompleted, RunRequested, ShardSampled
 from resia.events.ids import seed_for
 from resia.replay.digest import digest
 from resia.replay.report import summary
@@ -68,7 +68,7 @@ def settings(server: ChatServer, *more: str) -> list[str]:
 
 def command(server: ChatServer, store: Path, *more: str) -> list[str]:
     sets = [part for setting in settings(server, *more) for part in ("--set", setting)]
-    return ["run", "--run", RUN, "--store", str(store), "--workers", "trainer=0", *sets]
+    return ["run", "--run", RUN, "--store", str(store), *sets]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,12 @@ def test_a_run_edits_and_completes(undisturbed):
     assert isinstance(state.ending, RunCompleted)
     assert state.decisions[0].decision.action == "edit_harness"
     assert {r.failure for r in events(undisturbed, RolloutRecorded)} <= {None, "wrong"}
+
+
+def test_a_trainer_that_runs_beside_it_has_nothing_to_compare(undisturbed):
+    """The model's weights are elsewhere: their log-probabilities cannot be computed again."""
+    assert "trainer" in {path.stem.rpartition("-")[0] for path in undisturbed.workers.rglob("trainer-*")}
+    assert events(undisturbed, DriftRequested) == []
 
 
 def test_every_shard_names_who_answered(undisturbed, server):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +143,34 @@ def test_a_port_that_another_server_has_is_refused_before_that_one_passes_for_ou
         port = other.getsockname()[1]
         with pytest.raises(UsageError, match=f"cannot listen on port {port} of 127.0.0.1 .* give another with --port"):
             start(environment, Serving(folder, port=port), tmp_path, lambda _: None)
+
+
+def test_a_server_whose_starter_is_killed_is_asked_to_end_as_it_has_children(environment, folder, tmp_path):
+    """It has the engine's processes to end, which would keep the device's memory."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    Path(environment.python).write_text(
+        f"""#!/bin/sh
+exec 3> {told}
+trap 'echo ended >&3; exit 0' TERM
+echo up >&3
+while :; do sleep 1 3>&- & wait $!; done
+"""
+    )
+    code = f"""
+import msgspec
+from pathlib import Path
+from resia.runtime.vllm_environment import Environment
+from resia.runtime.vllm_serving import Serving, start
+found = msgspec.json.decode({msgspec.json.encode(environment)!r}, type=Environment)
+start(found, Serving(Path({str(folder)!r})), Path({str(tmp_path)!r}), lambda line: None)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    with told.open() as said:
+        assert said.readline() == "up\n"
+        starter.kill()
+        starter.wait()
+        assert said.readline() == "ended\n"
 
 
 def test_a_server_that_ends_is_reported_by_its_last_error(tmp_path):

@@ -24,7 +24,7 @@ from resia.events.errors import ModelError, UsageError
 
 from .assets import model_digest
 from .engines.vllm_protocol import RANKS, Base
-from .lifeline import die_with_parent
+from .lifeline import end_with_parent
 from .vllm_environment import Environment
 
 READY_S = 600.0  # a large base is read for minutes
@@ -87,7 +87,7 @@ def start(environment: Environment, serving: Serving, logs: Path, report: Report
             stderr=sink,
             env={**os.environ, **variables(environment, serving)},
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=end_with_parent,
         )
     server = Server(process, f"http://{serving.host}:{serving.port}", base, log)
     report(f"starting vLLM {environment.vllm} on {server.url} (log: {log})")
