@@ -186,3 +186,6 @@ def test_commands_name_what_is_missing(say, tmp_path):
     assert (code, "did you mean" in err) == (2, True)
     code, _, err = say("engine", "vllm", "check", "--url", "http://localhost:1", "--adapter", tmp_path / "none")
     assert (code, "there is no adapter" in err) == (2, True)
+    (tmp_path / "none").write_bytes(b"garbage")
+    code, _, err = say("engine", "vllm", "check", "--url", "http://localhost:1", "--adapter", tmp_path / "none")
+    assert (code, f"{tmp_path / 'none'} is no adapter (" in err) == (2, True)

@@ -176,7 +176,7 @@ def free_port(host: str, wanted: int = 0) -> int:
             return port
     except OSError as cause:
         where = f"port {wanted} of {host}" if wanted else f"host {host}"
-        why = cause.strerror or str(cause)
+        why = os.strerror(cause.errno) if (cause.errno or 0) > 0 else str(cause)
         raise UsageError(f"vLLM cannot listen on {where} ({why}): give another with --port or --host") from None
 
 

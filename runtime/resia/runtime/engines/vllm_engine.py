@@ -89,7 +89,10 @@ class VllmEngine:
         `rank`, cannot use."""
         answering, failures = self._answering()
         if failures:
-            raise ModelError(f"a vLLM server does not answer: {'; '.join(failures)}")
+            raise ModelError(
+                f"a vLLM server does not answer: {'; '.join(failures)}: start it with resia engine vllm serve, or take"
+                " it out of engine.urls"
+            )
         self._require_alike(answering)
         for replica in self._replicas:
             replica.require_rank(rank, f"training.rank is {rank}")
