@@ -184,7 +184,7 @@ async def test_a_key_that_is_refused_stops_the_run_which_goes_on_with_another(se
     """Nothing is settled by it: no rollout is lost and no patience spent."""
     monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setattr(supervisor, "MAX_RESTARTS", 1)
-    words = f"task-1 keeps failing: .*HTTP 401: the key is not taken.*resia run --resume {RUN}"
+    words = rf"^task-1 keeps failing: model far-model at .*HTTP 401: the key is not taken.*resia run --resume {RUN}$"
     with endpoint(failing(401, "expired")) as there:
         given = load_settings(None, [*settings(server, "loop.max_iterations=1"), f"endpoint.base_url={there.url}"])
         with pytest.raises(BusError, match=words):

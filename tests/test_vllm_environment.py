@@ -177,6 +177,10 @@ def test_a_server_that_ends_is_reported_by_its_last_error(tmp_path):
     log = tmp_path / "log"
     log.write_text("starting\nValueError: head size 16 is not supported\nshutting down\n")
     assert last_words(log) == "ValueError: head size 16 is not supported"
+    log.write_text(
+        "(Worker pid=7) ERROR 11-23 [x.py:9] KeyError: 'factor'\nRuntimeError: failed. See root cause above.\n"
+    )
+    assert last_words(log) == "KeyError: 'factor'"
 
 
 def test_commands_name_what_is_missing(say, tmp_path):

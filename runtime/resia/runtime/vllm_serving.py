@@ -176,12 +176,13 @@ def free_port(host: str, wanted: int = 0) -> int:
             return port
     except OSError as cause:
         where = f"port {wanted} of {host}" if wanted else f"host {host}"
-        why = os.strerror(cause.errno) if (cause.errno or 0) > 0 else str(cause)
+        why = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else str(cause)
         raise UsageError(f"vLLM cannot listen on {where} ({why}): give another with --port or --host") from None
 
 
 def last_words(log: Path) -> str:
-    """The last error that a server's log names, or its last line."""
+    """The last error that a server's log names and that does not point at another, or its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b\w*(Error|Exception): ", line)]
-    return (errors or lines or ["it said nothing"])[-1][-400:]
+    errors = [found[0] for line in lines if (found := re.search(r"\b\w*(Error|Exception): .*", line))]
+    causes = [error for error in errors if "root cause" not in error]
+    return (causes or errors or lines or ["it said nothing"])[-1][-400:]
