@@ -8,13 +8,17 @@ JOBS ?= 2
 # By the environment, so that pip's isolated build is pinned too.
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test chaos cluster chaos-cluster lint bench docs clean
+.PHONY: demo test test-vllm chaos cluster chaos-cluster lint bench docs clean
 
 demo: $(STAMP)
 	@$(BIN)/resia demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Installs vLLM for processors (docs/engines.md) where it is not; skipped, with the reason, where it cannot be.
+test-vllm: $(STAMP)
+	RESIA_TEST_VLLM=prepare $(BIN)/python -m pytest tests/test_vllm_runs.py tests/test_vllm_engine.py
 
 chaos: $(STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m chaos

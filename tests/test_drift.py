@@ -76,9 +76,15 @@ def test_the_bound_is_that_of_the_precision(dtype, bound):
 
 @pytest.mark.parametrize(
     ("engine", "rollouts", "purpose"),
-    [(EngineSettings(), 4, "candidate"), (SERVED, 0, "candidate"), (SERVED, 4, "test"), (SERVED, 4, "baseline")],
+    [
+        (EngineSettings(), 4, "candidate"),
+        (EngineSettings("openai", "far-model"), 4, "candidate"),
+        (SERVED, 0, "candidate"),
+        (SERVED, 4, "test"),
+        (SERVED, 4, "baseline"),
+    ],
 )
-def test_nothing_is_compared_of_the_own_engine_an_empty_evaluation_or_a_test(engine, rollouts, purpose):
+def test_nothing_is_compared_of_other_engines_an_empty_evaluation_or_a_test(engine, rollouts, purpose):
     tape, _ = measured(engine, rollouts, purpose)
     assert decide(tape.state, tape.facts[-1]) == []
 

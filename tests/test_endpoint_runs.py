@@ -8,16 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chat_given import KEY
+from chat_given import KEY, endpoint, failing, saying
 from scripted import ScriptedEngine
 from test_chat_server import running
 from test_session import Saboteur
 
 from resia.domains.registry import load_domain
-from resia.events import DecisionMade, Fact, RolloutRecorded, RunCompleted, RunRequested, ShardSampled
+from resia.events import (
+    DecisionMade,
+    DriftRequested,
+    Fact,
+    RolloutFailed,
+    RolloutRecorded,
+    RunCompleted,
+    RunRequested,
+    ShardSampled,
+)
+from resia.events.errors import BusError
 from resia.events.ids import seed_for
 from resia.replay.digest import digest
 from resia.replay.report import summary
+from resia.runtime import supervisor
 from resia.runtime.chat_server import ChatServer
 from resia.runtime.cli import main
 from resia.runtime.cli_options import DONE, USAGE
@@ -68,7 +79,7 @@ def settings(server: ChatServer, *more: str) -> list[str]:
 
 def command(server: ChatServer, store: Path, *more: str) -> list[str]:
     sets = [part for setting in settings(server, *more) for part in ("--set", setting)]
-    return ["run", "--run", RUN, "--store", str(store), "--workers", "trainer=0", *sets]
+    return ["run", "--run", RUN, "--store", str(store), *sets]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +105,12 @@ def test_a_run_edits_and_completes(undisturbed):
     assert isinstance(state.ending, RunCompleted)
     assert state.decisions[0].decision.action == "edit_harness"
     assert {r.failure for r in events(undisturbed, RolloutRecorded)} <= {None, "wrong"}
+
+
+def test_a_trainer_that_runs_beside_it_has_nothing_to_compare(undisturbed):
+    """The model's weights are elsewhere: their log-probabilities cannot be computed again."""
+    assert "trainer" in {path.stem.rpartition("-")[0] for path in undisturbed.workers.rglob("trainer-*")}
+    assert events(undisturbed, DriftRequested) == []
 
 
 def test_every_shard_names_who_answered(undisturbed, server):
@@ -161,6 +178,23 @@ def test_a_fork_cannot_ask_another_endpoint_or_train(undisturbed, monkeypatch, c
     assert "engine.kind, engine.model or endpoint.base_url cannot change in a fork" in capsys.readouterr().err
     assert main(["fork", f"{RUN}@1", *fork, "loop.mode=W+H"]) == USAGE
     assert "mode W+H trains weights" in capsys.readouterr().err
+
+
+async def test_a_key_that_is_refused_stops_the_run_which_goes_on_with_another(server, tmp_path, monkeypatch):
+    """Nothing is settled by it: no rollout is lost and no patience spent."""
+    monkeypatch.setenv(KEY_ENV, KEY)
+    monkeypatch.setattr(supervisor, "MAX_RESTARTS", 1)
+    words = rf"^task-1 keeps failing: model far-model at .*HTTP 401: the key is not taken.*resia run --resume {RUN}$"
+    with endpoint(failing(401, "expired")) as there:
+        given = load_settings(None, [*settings(server, "loop.max_iterations=1"), f"endpoint.base_url={there.url}"])
+        with pytest.raises(BusError, match=words):
+            await launch(Session(RUN, given, Store(tmp_path), WORKERS), Watch())
+        log = await load(Store(tmp_path), RUN)
+        assert not [f for f in log.facts if isinstance(f, Fact) and isinstance(f.event, RolloutFailed | ShardSampled)]
+        there.replies[:] = [saying(says("", 1))]
+        state = await launch(Session(RUN, None, Store(tmp_path), WORKERS), Watch())
+    assert isinstance(state.ending, RunCompleted)
+    assert state.ledger.failed_rollouts == 0
 
 
 def test_a_run_without_its_key_does_not_begin(server, tmp_path, monkeypatch, capsys):

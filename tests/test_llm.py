@@ -6,7 +6,7 @@ import json
 
 import msgspec
 import pytest
-from chat_given import KEY, Endpoint, endpoint, failing, llm_settings, recorded, saying
+from chat_given import KEY, KEY_MARK, Endpoint, endpoint, failing, llm_settings, recorded, saying
 from scripted import GOOD, ScriptedEngine, Tape, confined
 from test_proposing import DOMAIN, GOLD, Bare, measured, sealed_marks
 
@@ -26,7 +26,7 @@ from resia.events import (
     RunCompleted,
     decode_harness,
 )
-from resia.events.errors import ModelError
+from resia.events.errors import KeyRefused, ModelError
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.engines.openai_chat import OpenAiChat
 from resia.runtime.sandbox import ProcessSandbox
@@ -110,11 +110,19 @@ def test_a_domain_without_references_can_be_drafted_for(desk):
     assert event.applicable == ("llm",)
 
 
-def test_a_refused_key_fails_the_draft_by_name_and_once(desk):
-    with endpoint(failing(401, "no {{KEY}}")) as there:
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_refused_key_is_no_fact_and_says_how_to_go_on(desk, status):
+    words = rf"HTTP {status}: .*\(no \[key\]\); once that is mended, go on with: resia run --resume tape"
+    with endpoint(failing(status, f"no {KEY_MARK}")) as there, pytest.raises(KeyRefused, match=words):
+        desk.draft(there)
+    assert len(there.heard) == 1
+
+
+def test_a_model_that_is_not_there_fails_the_draft_by_name_and_once(desk):
+    with endpoint(failing(404, "no {{KEY}}")) as there:
         event = desk.draft(there)
     assert isinstance(event, DraftFailed)
-    assert "HTTP 401: the key is not taken" in event.error
+    assert "HTTP 404: there is no such model or path" in event.error
     assert desk.exchange(event).error == event.error
     assert len(there.heard) == 1
 
@@ -218,7 +226,7 @@ def holds_key(path) -> bool:
     return path.is_file() and KEY.encode() in path.read_bytes()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [400, 404])
 def test_a_permanent_refusal_is_a_failed_edit(desk, evaluation, status):
     with endpoint(failing(status)) as there:
         event = desk.edit(there, evaluation)

@@ -151,12 +151,12 @@ def test_the_key_is_nowhere_on_disk(recorded_run):
 # -- endpoints that fail -----------------------------------------------------------------------------------------------
 
 
-def test_a_refused_key_ends_the_run_by_name(tmp_path, model):
+def test_a_model_that_is_not_there_ends_the_run_by_name(tmp_path, model):
     store = Store(tmp_path)
-    with endpoint(failing(401, "no")) as there:
+    with endpoint(failing(404, "no")) as there:
         state = asyncio.run(launch(session(store, model, "refused", *asking(there.url)), Watch()))
     assert state.status == "failed"
-    assert "HTTP 401: the key is not taken" in state.ending.error
+    assert "HTTP 404: there is no such model or path" in state.ending.error
     (failed,) = events(store, "refused", DraftFailed)
     assert exchange(store, failed).error == failed.error
 

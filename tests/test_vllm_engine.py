@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm_given import FakeVllm, base_of
+from vllm_given import FakeVllm, base_of, real_server
 
 from resia.agents.ports import Sampling
 from resia.events import EngineSettings, Message, TrainingSettings
 from resia.events.errors import ModelError, UsageError
 from resia.runtime.assets import model_digest
+from resia.runtime.config import load_settings
 from resia.runtime.engines.tiny import build_tiny_model
 from resia.runtime.engines.transformers_engine import TransformersEngine
 from resia.runtime.engines.vllm_engine import TRIES, VllmEngine
 from resia.runtime.engines.vllm_protocol import Base, base_named
-from resia.runtime.serving_engine import check_engine
-from resia.runtime.vllm_environment import BUILDS, located
+from resia.runtime.serving_engine import check_engine, trained_rank
 from resia.trainers.batch import Row
 from resia.trainers.drift import Drift, drift
 from resia.trainers.policy import Policy
@@ -69,15 +69,8 @@ def fake(model: Path) -> Iterator[FakeVllm]:
 
 @pytest.fixture(scope="module")
 def real(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from resia.runtime.vllm_serving import Serving, start
-
-    environment = located(BUILDS["cpu"])
-    if environment is None:
-        pytest.skip("vLLM is not prepared on this machine: run resia engine vllm prepare --device cpu")
-    serving = Serving(model, threads=1, rank=8, slots=2, memory_gb=1)
-    server = start(environment, serving, tmp_path_factory.mktemp("logs"), lambda line: None)
-    yield server
-    server.stop()
+    with real_server(model, tmp_path_factory.mktemp("logs")) as server:
+        yield server
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -221,6 +214,22 @@ def test_a_rank_over_the_servers_limit_is_refused(model, adapters, engine_of):
     server.stop()
 
 
+@pytest.mark.parametrize(("mode", "rank", "serve"), [("W", 2, 8), ("W+H", 24, 32), ("H", 24, 0), ("random", 24, 0)])
+def test_a_run_whose_adapters_no_server_would_take_does_not_begin(model, tmp_path, mode, rank, serve):
+    server = FakeVllm(model, rank=1)
+    engine = [f"engine.model={model}", "engine.kind=vllm", f'engine.urls=["{server.url}"]']
+    settings = load_settings(None, [*engine, f"loop.mode={mode}", f"training.rank={rank}"])
+    asked = settings.engine, model, tmp_path, trained_rank(settings)
+    if serve:
+        with pytest.raises(
+            UsageError, match=rf"training.rank is {rank}, .* up to 1: serve with --max-lora-rank {serve},"
+        ):
+            check_engine(*asked)
+    else:
+        check_engine(*asked)
+    server.stop()
+
+
 def test_an_adapter_of_another_base_is_refused(model, adapters, tmp_path, engine_of):
     other = build_tiny_model(tmp_path / "other", seed=1, context=CONTEXT)
     server = FakeVllm(other)
@@ -253,6 +262,18 @@ def test_one_of_two_replicas_dies(model, policy, adapters, fake, engine_of):
     after = engine.generate(PROMPTS, WARM, SEEDS, adapters[0])
     assert before == ill == after
     assert pauses == []
+
+
+def test_a_replica_that_is_well_again_has_its_part_again(model, fake, engine_of):
+    failing = FakeVllm(model)
+    engine = engine_of(model, failing.url, fake.url, pauses=[])
+    failing.ill = True
+    engine.generate(PROMPTS, WARM, SEEDS, None)
+    failing.ill = False
+    failing.asked.clear()
+    engine.generate(PROMPTS, WARM, SEEDS, None)
+    assert failing.asked.count("/v1/completions") == len(PROMPTS) / 2
+    failing.stop()
 
 
 def test_a_server_that_was_started_again_gets_its_adapter_again(model, adapters, fake, engine_of):

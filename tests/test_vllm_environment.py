@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from resia.events.errors import AssetError, UsageError
 from resia.runtime import vllm_environment
 from resia.runtime.vllm_environment import BUILDS, RECORD, Report, build_for, located, prepare, required, run_pip
-from resia.runtime.vllm_serving import Serving, base_of, command, last_words, variables
+from resia.runtime.vllm_serving import Serving, base_of, command, last_words, start, variables
 
 CPU = BUILDS["cpu"]
 # An interpreter that has everything but vLLM: stands in for the environment's own.
@@ -125,10 +128,59 @@ def test_a_rank_that_vllm_does_not_have_is_told(environment, folder):
         base_of(environment, Serving(folder, rank=24))
 
 
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("--logprobs-mode=raw_logprobs", "resia's own value"), ("--served_model_name=x", "resia's own"), ("x", "--NAME")],
+)
+def test_an_option_that_would_bend_the_numbers_is_refused(environment, folder, option, why):
+    serving = Serving(folder, more=(option,))
+    with pytest.raises(UsageError, match=f"--option is '{option}': .*{why}"):
+        command(environment, serving, base_of(environment, serving))
+
+
+def test_a_port_that_another_server_has_is_refused_before_that_one_passes_for_ours(environment, folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on port {port} of 127.0.0.1 .* give another with --port"):
+            start(environment, Serving(folder, port=port), tmp_path, lambda _: None)
+
+
+def test_a_server_whose_starter_is_killed_is_asked_to_end_as_it_has_children(environment, folder, tmp_path):
+    """It has the engine's processes to end, which would keep the device's memory."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    Path(environment.python).write_text(
+        f"""#!/bin/sh
+exec 3> {told}
+trap 'echo ended >&3; exit 0' TERM
+echo up >&3
+while :; do sleep 1 3>&- & wait $!; done
+"""
+    )
+    code = f"""
+import msgspec
+from pathlib import Path
+from resia.runtime.vllm_environment import Environment
+from resia.runtime.vllm_serving import Serving, start
+found = msgspec.json.decode({msgspec.json.encode(environment)!r}, type=Environment)
+start(found, Serving(Path({str(folder)!r})), Path({str(tmp_path)!r}), lambda line: None)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    with told.open() as said:
+        assert said.readline() == "up\n"
+        starter.kill()
+        starter.wait()
+        assert said.readline() == "ended\n"
+
+
 def test_a_server_that_ends_is_reported_by_its_last_error(tmp_path):
     log = tmp_path / "log"
     log.write_text("starting\nValueError: head size 16 is not supported\nshutting down\n")
     assert last_words(log) == "ValueError: head size 16 is not supported"
+    log.write_text(
+        "(Worker pid=7) ERROR 11-23 [x.py:9] KeyError: 'factor'\nRuntimeError: failed. See root cause above.\n"
+    )
+    assert last_words(log) == "KeyError: 'factor'"
 
 
 def test_commands_name_what_is_missing(say, tmp_path):
@@ -138,3 +190,6 @@ def test_commands_name_what_is_missing(say, tmp_path):
     assert (code, "did you mean" in err) == (2, True)
     code, _, err = say("engine", "vllm", "check", "--url", "http://localhost:1", "--adapter", tmp_path / "none")
     assert (code, "there is no adapter" in err) == (2, True)
+    (tmp_path / "none").write_bytes(b"garbage")
+    code, _, err = say("engine", "vllm", "check", "--url", "http://localhost:1", "--adapter", tmp_path / "none")
+    assert (code, f"{tmp_path / 'none'} is no adapter (" in err) == (2, True)

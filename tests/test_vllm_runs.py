@@ -1,4 +1,4 @@
-"""A whole run that a real vLLM server samples, where one is prepared; where none is, the test is skipped."""
+"""A whole run that a real vLLM server samples, where there is one; skipped where none can be had."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_given import real_server
 
 from given import SETTINGS
 from resia.events import DriftMeasured, DriftRequested, Fact, RunCompleted, ShardSampled
@@ -16,8 +17,7 @@ from resia.runtime.reading import load
 from resia.runtime.replaying import verify_log
 from resia.runtime.session import Session, Watch, launch
 from resia.runtime.store import Store
-from resia.runtime.vllm_environment import BUILDS, located
-from resia.runtime.vllm_serving import Server, Serving, start
+from resia.runtime.vllm_serving import Server
 
 pytestmark = pytest.mark.timeout(900)  # a server imports for half a minute, and for minutes beside others
 
@@ -31,13 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    environment = located(BUILDS["cpu"])
-    if environment is None:
-        pytest.skip("vLLM is not prepared on this machine: run resia engine vllm prepare --device cpu")
-    serving = Serving(model, threads=1, rank=8, slots=2, memory_gb=1)
-    made = start(environment, serving, tmp_path_factory.mktemp("logs"), lambda line: None)
-    yield made
-    made.stop()
+    with real_server(model, tmp_path_factory.mktemp("logs")) as made:
+        yield made
 
 
 def test_a_run_samples_trains_and_compares_over_a_server(server, model, tmp_path):

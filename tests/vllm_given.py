@@ -1,25 +1,57 @@
-"""A server that speaks vLLM's interface over a tiny model, for what a real one takes half a minute to start.
+"""vLLM for tests: a real server where one can be had, and one that speaks its interface over a tiny model.
 
-What the engine says to it and to the real server is one conformance suite. Faults are
-switched on by its fields.
+What the engine says to both is one conformance suite. A real one takes half a minute to start, and minutes and
+gigabytes to prepare, so nobody's tests prepare it unasked: `make test-vllm` asks. Faults of the other are switched on
+by its fields.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from resia.events.errors import AssetError
 from resia.runtime.assets import model_digest
 from resia.runtime.engines.sampling import draw, uniforms
 from resia.runtime.engines.vllm_protocol import Base
+from resia.runtime.vllm_environment import BUILDS, located, prepare
+from resia.runtime.vllm_serving import Server, Serving, start
 
 VERSION = "0.0.0-fake"
+PREPARE = "RESIA_TEST_VLLM"  # set to "prepare", vLLM is installed where it is not
+
+
+@contextmanager
+def real_server(model: Path, logs: Path) -> Iterator[Server]:
+    """A vLLM server over `model` on this machine's processor; the test is skipped, with the reason, where there is no
+    vLLM and none can be installed."""
+    build = BUILDS["cpu"]
+    if os.environ.get(PREPARE) == "prepare":
+        try:
+            environment = prepare(build, print)
+        except AssetError as cause:
+            pytest.skip(str(cause))
+    elif (found := located(build)) is not None:
+        environment = found
+    else:
+        pytest.skip(
+            "vLLM is not prepared on this machine: run resia engine vllm prepare --device cpu, or make test-vllm"
+        )
+    server = start(environment, Serving(model, threads=1, rank=8, slots=2, memory_gb=1), logs, print)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def base_of(folder: Path, **changed: Any) -> Base:

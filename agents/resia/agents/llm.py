@@ -34,7 +34,7 @@ from resia.events import (
     decode_harness,
     decode_trajectory,
 )
-from resia.events.errors import EndpointRefused, ModelError
+from resia.events.errors import EndpointRefused, KeyRefused, ModelError
 from resia.replay.state import RunState
 
 from .llm_prompt import TooSmall, for_draft, for_edit
@@ -217,7 +217,7 @@ def _converse(
     run: str,
 ) -> _Outcome:
     """Ask until a reply is valid, at most `settings.tries` times. Raises ModelError when the endpoint is out of
-    order: nothing is settled then, and the patience of the lever is not spent."""
+    order or refuses the key: nothing is settled then, and the patience of the lever is not spent."""
     dialogue, why = _Dialogue(first, settings), ""
     try:
         for _ in range(settings.tries):
@@ -225,6 +225,8 @@ def _converse(
             if isinstance(found, Proposal):
                 return dialogue.end(found, "", ports.blobs)
             why = str(found)
+    except KeyRefused as cause:
+        raise KeyRefused(f"{cause}; once that is mended, go on with: resia run --resume {run}") from cause
     except EndpointRefused as cause:
         return dialogue.end(None, str(cause), ports.blobs)
     except ModelError as cause:

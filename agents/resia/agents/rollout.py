@@ -27,7 +27,7 @@ from resia.events import (
     Turn,
     decode_harness,
 )
-from resia.events.errors import BlobError, BoundaryError, BusError
+from resia.events.errors import BlobError, BoundaryError, BusError, KeyRefused
 from resia.replay.state import RunState
 
 from .benching import Bench, bench_of
@@ -52,6 +52,8 @@ def sample_shard(state: RunState, fact: Fact, domain: Domain, ports: AgentPorts)
         rollouts = [_recorded(event, episode, temperature, memo, ports) for episode in episodes]
     except (BlobError, BusError):
         raise  # the store or the log failed, not the sampling: the worker comes back to this shard
+    except KeyRefused as cause:  # every other shard would be lost to it too
+        raise KeyRefused(f"{cause}; once that is mended, go on with: resia run --resume {fact.envelope.run}") from cause
     except BoundaryError as cause:  # the engine, the sandbox or the scorer broke: nothing here is the agent's fault
         failed = [_failed(event, slot, str(cause)) for slot in event.slots]
         yield [*failed, _sampled(fact, [], len(failed), domain, ports, started)]

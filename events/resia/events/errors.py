@@ -5,7 +5,8 @@ ResiaError
 │   └── UnknownName       a name that is not in a closed list; carries the nearest valid ones
 ├── BoundaryError         an outside party failed; an attempt that ends here is recorded as a fact
 │   ├── ModelError        an engine or endpoint
-│   │   └── EndpointRefused  it would answer the same again: a key, a name, a request that it does not take
+│   │   └── EndpointRefused  it would answer the same again: a name, a request that it does not take
+│   │       └── KeyRefused   the key or the account, which a person mends while the run waits
 │   ├── SandboxError      generated source; carries the failure class it is recorded as
 │   ├── TrainerError      an optimisation step
 │   │   └── NoSignal      a sound batch that holds nothing to learn from
@@ -53,6 +54,10 @@ class ModelError(BoundaryError): ...
 
 class EndpointRefused(ModelError):
     """The endpoint answered, and asking again would change nothing."""
+
+
+class KeyRefused(EndpointRefused):
+    """The endpoint does not take the key, or not for this: nothing that the run did, so nothing is settled by it."""
 
 
 class SandboxError(BoundaryError):

@@ -49,7 +49,7 @@ def serve(
         raise UsageError(f"there is no adapter {adapter}: name a safetensors file with --adapter")
     if run is not None:
         engine, adapter = run_async(_champion(Store(store, nats), run))
-        if engine.kind != "transformers":
+        if engine.kind == "openai":
             raise UsageError(
                 f"run '{run}' asked model '{engine.model}' behind an endpoint, so there is nothing to serve"
             )

@@ -15,5 +15,14 @@ def die_with_parent() -> None:
 
     Runs between fork and exec, where nothing may be imported or loaded.
     """
+    _signal_at_its_end(signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """The same by SIGTERM, for a process that has children of its own to end."""
+    _signal_at_its_end(signal.SIGTERM)
+
+
+def _signal_at_its_end(number: int) -> None:
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(_PR_SET_PDEATHSIG, number)

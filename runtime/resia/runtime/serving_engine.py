@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from resia.events import EngineSettings
+from resia.events import BASELINES, EngineSettings, RunSettings
 from resia.events.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ def served_engine(folder: Path, digest: str, settings: EngineSettings, cache: Pa
     return VllmEngine(folder, digest, settings, engines_folder(cache) / "adapters")
 
 
-def check_engine(settings: EngineSettings, folder: Path, cache: Path | None) -> None:
-    """Raises UsageError where the settings do not fit each other, or a server is down or serves something else."""
+def check_engine(settings: EngineSettings, folder: Path, cache: Path | None, rank: int = 0) -> None:
+    """Raises UsageError where the settings do not fit each other, or a server is down, serves something else or takes
+    no adapters of `rank`; 0: none is trained."""
     if settings.kind == "transformers":
         if settings.urls:
             raise UsageError("engine.urls is set and engine.kind is transformers: set engine.kind=vllm too")
@@ -38,19 +39,25 @@ def check_engine(settings: EngineSettings, folder: Path, cache: Path | None) -> 
 
     engine = served_engine(folder, model_digest(folder), settings, cache)
     try:
-        engine.check()
+        engine.check(rank)
     except ModelError as cause:
         raise UsageError(str(cause)) from cause
     finally:
         engine.close()
 
 
-def check_resumed(settings: EngineSettings, cache: Path | None) -> None:
+def check_resumed(settings: RunSettings, cache: Path | None) -> None:
     """The same for a run that goes on, where servers are asked; the embedded engine was checked when it began."""
-    if settings.kind == "vllm":
+    if settings.engine.kind == "vllm":
         from .resources import model_folder
 
-        check_engine(settings, model_folder(settings, cache), cache)
+        check_engine(settings.engine, model_folder(settings.engine, cache), cache, trained_rank(settings))
+
+
+def trained_rank(settings: RunSettings) -> int:
+    """Rank of the adapters that a run trains, 0 where its mode trains none."""
+    mode = settings.loop.mode
+    return 0 if mode == "H" or mode in BASELINES else settings.training.rank
 
 
 def check_url(url: str) -> None:

@@ -29,7 +29,7 @@ from .config import ProcessConfig
 from .endpoint import check_endpoints, endpoint_digest
 from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
 from .server import STOPS_BYTES, Access
-from .serving_engine import check_engine, check_resumed
+from .serving_engine import check_engine, check_resumed, trained_rank
 from .skew import fits_series
 from .stopwatch import forget_seconds, guard_seconds
 from .store import Store, require_run, serving
@@ -174,7 +174,7 @@ def _weights(settings: RunSettings, cache: Path | None) -> str:
     from .assets import model_digest
 
     folder = model_folder(settings.engine, cache)
-    check_engine(settings.engine, folder, cache)
+    check_engine(settings.engine, folder, cache, trained_rank(settings))
     return model_digest(folder)
 
 
@@ -232,7 +232,7 @@ async def _begin(bus: Bus, session: Session, request: RunRequested | None) -> Ru
         fits_series(fact, session.run, package_version())
         if isinstance(fact, Fact) and isinstance(fact.event, RunRequested):
             check_endpoints(fact.event.settings)
-            check_resumed(fact.event.settings.engine, session.cache)
+            check_resumed(fact.event.settings, session.cache)
             return fact.event.settings
     raise UsageError(f"run '{session.run}' has no first event, so it cannot go on: start it again under another name")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -116,7 +117,7 @@ class Supervisor:
 
     def _last_words(self, worker: str) -> str:
         lines = self._log(worker).read_text(errors="replace").strip().splitlines()
-        return lines[-1][-400:] if lines else "it said nothing"
+        return _words(lines[-1]) if lines else "it said nothing"
 
     async def ended(self, within_s: float) -> None:
         """Wait until all have ended by themselves, as they do when the run has; for `within_s` at most."""
@@ -139,6 +140,14 @@ class Supervisor:
                 if process.returncode is None:
                     process.kill()
             await asyncio.wait(ends)
+
+
+def _words(line: str) -> str:
+    """What a line of a worker's log says: its error, where it is one of ours, else the end of the line."""
+    try:
+        return str(json.loads(line)["error"])
+    except (ValueError, LookupError, TypeError):
+        return line[-400:]
 
 
 def _touched(path: Path) -> int:

@@ -10,7 +10,7 @@ import msgspec
 
 from resia.agents.ports import Completion, Sampling
 from resia.events import EngineSettings, Manifest, Message, TrainingSettings
-from resia.events.errors import ModelError, UsageError
+from resia.events.errors import ModelError, TrainerError, UsageError
 
 if TYPE_CHECKING:
     from resia.trainers.batch import Row
@@ -39,7 +39,6 @@ def checked(
 
     Raises UsageError where one is down or is not what a run with this model would take.
     """
-    from resia.trainers.adapter import adapter_info
     from resia.trainers.drift import drift
 
     from .assets import model_digest
@@ -49,6 +48,8 @@ def checked(
     known = EngineSettings()
     precision = cast(Literal["float32", "bfloat16"], dtype)
     settings = EngineSettings("vllm", model or known.model, precision, threads, urls=tuple(urls))
+    data = adapter.read_bytes() if adapter else None
+    training = _training(adapter, data)
     folder = model_folder(settings, cache)
     digest = model_digest(folder)
     check_engine(settings, folder, cache)
@@ -65,11 +66,23 @@ def checked(
     except ModelError as cause:
         raise UsageError(str(cause)) from cause
     assert manifest is not None
-    data = adapter.read_bytes() if adapter else None
-    about = adapter_info(data) if data else None
-    training = TrainingSettings(rank=about.rank, lora_alpha=about.lora_alpha) if about else TrainingSettings()
     measured = drift(policy_over(settings, cache, digest, training), rows, data, training.micro_tokens)
     return Checked(manifest, len(urls), *measured, settings.drift_limit, measured.mean > settings.drift_limit)
+
+
+def _training(adapter: Path | None, data: bytes | None) -> TrainingSettings:
+    """The settings of the adapter in the file `adapter`, which holds `data`."""
+    from resia.trainers.adapter import adapter_info
+
+    if data is None:
+        return TrainingSettings()
+    try:
+        about = adapter_info(data)
+    except TrainerError as cause:
+        raise UsageError(
+            f"{adapter} is no adapter ({cause}): name the weights that a run keeps, a safetensors file"
+        ) from None
+    return TrainingSettings(rank=about.rank, lora_alpha=about.lora_alpha)
 
 
 def _row(completion: Completion, temperature: float) -> Row:

@@ -23,14 +23,13 @@ import httpx2
 from resia.events.errors import ModelError, UsageError
 
 from .assets import model_digest
-from .engines.vllm_protocol import Base
-from .lifeline import die_with_parent
+from .engines.vllm_protocol import RANKS, Base
+from .lifeline import end_with_parent
 from .vllm_environment import Environment
 
 READY_S = 600.0  # a large base is read for minutes
 POLL_S = 0.25
 STOP_S = 10.0
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has
 Report = Callable[[str], None]
 
 
@@ -75,19 +74,20 @@ class Server:
 
 def start(environment: Environment, serving: Serving, logs: Path, report: Report) -> Server:
     """Start a server and wait until it answers. Raises ModelError with its last words where it does not."""
-    serving = serving._replace(port=serving.port or free_port(serving.host))
+    serving = serving._replace(port=free_port(serving.host, serving.port))
     base = base_of(environment, serving)
+    words = command(environment, serving, base)
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"vllm-{serving.port}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command(environment, serving, base),
+            words,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
             env={**os.environ, **variables(environment, serving)},
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=end_with_parent,
         )
     server = Server(process, f"http://{serving.host}:{serving.port}", base, log)
     report(f"starting vLLM {environment.vllm} on {server.url} (log: {log})")
@@ -104,11 +104,10 @@ def _wait(server: Server) -> None:
     while time.monotonic() < until:
         if why := server.ended():
             raise ModelError(why)
-        try:
+        with suppress(httpx2.TransportError):
             if httpx2.get(f"{server.url}/health", timeout=POLL_S * 8).status_code == 200:
                 return
-        except httpx2.TransportError:
-            time.sleep(POLL_S)
+        time.sleep(POLL_S)
     raise ModelError(f"the vLLM server at {server.url} is not ready after {READY_S:.0f} s: {last_words(server.log)}")
 
 
@@ -128,6 +127,13 @@ def command(environment: Environment, serving: Serving, base: Base) -> list[str]
         # Else log-probabilities are those at temperature 1, whatever was sampled.
         "--logprobs-mode": "processed_logprobs",
     }
+    for word in serving.more:
+        name = word.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name in chosen:
+            why = (
+                "a run relies on resia's own value" if name in chosen else "it takes --NAME=VALUE, an option of vLLM's"
+            )
+            raise UsageError(f"--option is {word!r}: {why}")
     pairs = [word for pair in chosen.items() for word in pair]
     return [environment.python, "-m", "vllm.entrypoints.openai.api_server", "--enable-lora", *pairs, *serving.more]
 
@@ -162,16 +168,21 @@ def base_of(environment: Environment, serving: Serving) -> Base:
     )
 
 
-def free_port(host: str) -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str, wanted: int = 0) -> int:
+    """`wanted`, or any where it is 0, free now. UsageError where not: who has it would pass for the server."""
+    try:
+        with socket.create_server((host, wanted)) as probe:
+            port: int = probe.getsockname()[1]
+            return port
+    except OSError as cause:
+        where = f"port {wanted} of {host}" if wanted else f"host {host}"
+        why = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else str(cause)
+        raise UsageError(f"vLLM cannot listen on {where} ({why}): give another with --port or --host") from None
 
 
 def last_words(log: Path) -> str:
-    """The last error that a server's log names, or its last line."""
+    """The last error that a server's log names and that does not point at another, or its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b\w*(Error|Exception): ", line)]
-    return (errors or lines or ["it said nothing"])[-1][-400:]
+    errors = [found[0] for line in lines if (found := re.search(r"\b\w*(Error|Exception): .*", line))]
+    causes = [error for error in errors if "root cause" not in error]
+    return (causes or errors or lines or ["it said nothing"])[-1][-400:]

@@ -32,7 +32,7 @@ from resia.events.settings import OFF_POLICY
 from resia.replay.state import RunState, Training
 
 DECIDES = (TrainingRequested, ShardSampled, RoundTrained, EvaluationCompleted)
-OWN_ENGINE = "transformers"  # computes log-probabilities with the trainer's own model
+SERVED = "vllm"  # a server over the trainer's own base; an endpoint's weights are not here to compare with
 DRIFT_ROLLOUTS = 16  # of an evaluation are compared, spread over all of them
 
 
@@ -86,7 +86,7 @@ def decide(state: RunState, fact: Fact) -> list[Event]:
 def _drift(engine: EngineSettings, event: EvaluationCompleted) -> list[Event]:
     """What is to be compared of an evaluation that a server sampled. A test is left out: its candidates were measured
     before, and the run ends with it."""
-    if engine.kind == OWN_ENGINE or event.purpose in ("test", "baseline") or not event.rollouts:
+    if engine.kind != SERVED or event.purpose in ("test", "baseline") or not event.rollouts:
         return []
     every = -(-len(event.rollouts) // DRIFT_ROLLOUTS)
     return [DriftRequested(event.request, event.candidate, event.rollouts[::every], engine.drift_limit)]

@@ -17,9 +17,10 @@ import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 from resia.events import EndpointSettings, LlmSettings
-from resia.events.errors import EndpointRefused, ModelError
+from resia.events.errors import EndpointRefused, KeyRefused, ModelError
 
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
+BARRED = frozenset({401, 402, 403})
 MAX_REPLY_BYTES = 8 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_WAIT_S = 300.0  # an endpoint that asks for more is out of order for this run
@@ -84,6 +85,10 @@ class Refused(EndpointRefused):
     def __init__(self, message: str, status: int = 0, code: str = "") -> None:
         super().__init__(message)
         self.status, self.code = status, code
+
+
+class Barred(Refused, KeyRefused):
+    """A refusal of the key or the account."""
 
 
 class _Passing(Exception):
@@ -189,11 +194,13 @@ class ChatLine:
         if status in PASSING:
             return _Passing(f"HTTP {status}: {said}", self._asked_wait(response.headers.get("retry-after", "")))
         meaning = {
+            402: "the account has no credit",
             401: f"the key is not taken: check the environment variable that {self._section}.key_env names",
             403: f"the key may not do this: check {self._model_setting} and the account",
             404: f"there is no such model or path: check {self._model_setting} and {self._section}.base_url",
         }.get(status, "the request is not taken")
-        return Refused(f"{self._where} answered HTTP {status}: {meaning} ({said})", status, code)
+        kind = Barred if status in BARRED else Refused
+        return kind(f"{self._where} answered HTTP {status}: {meaning} ({said})", status, code)
 
     def _asked_wait(self, value: str) -> float | None:
         """Seconds of a Retry-After header, which holds a number or a date; None where it holds neither."""

@@ -1,9 +1,9 @@
 """The engine on servers: vLLM replicas of one base, behind one client.
 
 Each prompt is a request of its own, as token ids, with a seed of its own. A batch is spread over the replicas in its
-order; one that fails is passed over for the others, and asked last from then on. When all fail, they are asked again
-after a pause that grows, and then the whole batch is an infrastructure failure. A server batches requests as they
-arrive, so equal calls may differ in the last digits, and in low precision in their tokens.
+order; one that fails is passed over for the others, and asked last until the next batch, which asks it anew. When all
+fail, they are asked again after a pause that grows, and then the whole batch is an infrastructure failure. A server
+batches requests as they arrive, so equal calls may differ in the last digits, and in low precision in their tokens.
 Collaborators: `vllm_replica` (one server), `vllm_protocol` (what is said), `chat_tokens` (prompts and stops).
 """
 
@@ -84,12 +84,18 @@ class VllmEngine:
         for replica in self._replicas:
             replica.close()
 
-    def check(self) -> list[About]:
-        """What each server is. Raises ModelError naming one that is down or that the run cannot use."""
+    def check(self, rank: int = 0) -> list[About]:
+        """What each server is. Raises ModelError naming one that is down or that the run, which trains adapters of
+        `rank`, cannot use."""
         answering, failures = self._answering()
         if failures:
-            raise ModelError(f"a vLLM server does not answer: {'; '.join(failures)}")
+            raise ModelError(
+                f"a vLLM server does not answer: {'; '.join(failures)}: start it with resia engine vllm serve, or take"
+                " it out of engine.urls"
+            )
         self._require_alike(answering)
+        for replica in self._replicas:
+            replica.require_rank(rank, f"training.rank is {rank}")
         return list(answering.values())
 
     def generate(
@@ -180,11 +186,13 @@ class VllmEngine:
         raise ModelError(f"no vLLM server answered in {TRIES} tries: {'; '.join(failures)}")
 
     def _answering(self) -> tuple[dict[str, About], list[str]]:
-        """What the servers that answer are, by URL, and why the others do not."""
+        """What the servers that answer are, by URL, and why the others do not. One that failed before is asked anew,
+        and has its part again when it answers."""
         answering, failures = {}, []
         for replica in self._replicas:
             try:
-                answering[replica.url] = replica.about()
+                answering[replica.url] = replica.about(again=replica.url in self._ailing)
+                self._ailing.discard(replica.url)
             except Passing as cause:
                 self._ailing.add(replica.url)
                 failures.append(str(cause))

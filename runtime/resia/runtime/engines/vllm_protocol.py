@@ -14,6 +14,7 @@ from resia.agents.ports import Sampling
 from resia.events.errors import ModelError
 
 PREFIX = "resia-base"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes these and no other
 PROBE = "A probe: café, 1234, 法\n\ttwo  spaces."
 Token = Annotated[int, Field(ge=0)]
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from resia.events.errors import ModelError
 
 from .chat_tokens import ChatTokens
-from .vllm_protocol import PROBE, Base, Completed, Model, Models, Tokens, Version, base_named
+from .vllm_protocol import PROBE, RANKS, Base, Completed, Model, Models, Tokens, Version, base_named
 
 CONNECT_S, ANSWER_S = 5.0, 600.0
 PASSING = frozenset({408, 425, 429, *range(500, 600)})
@@ -73,12 +73,25 @@ class Replica:
     def close(self) -> None:
         self._client.close()
 
-    def about(self) -> About:
-        """What it serves, asked once. Raises Passing, or ModelError where it is not what the run needs."""
+    def about(self, again: bool = False) -> About:
+        """What it serves, asked once, or `again`: it may have been started anew. Raises Passing, or ModelError where it
+        is not what the run needs."""
         with self._changing:
+            if again:
+                self._forget()
             if self._about is None:
                 self._about = self._asked()
             return self._about
+
+    def require_rank(self, rank: int, what: str) -> None:
+        """Raises ModelError, of which `what` is the beginning, where the server takes no adapters of `rank`."""
+        most = self.about().base.rank
+        if rank > most:
+            wanted = min(fitting) if (fitting := [known for known in RANKS if known >= rank]) else RANKS[-1]
+            raise ModelError(
+                f"{what}, and the vLLM server at {self.url} takes ranks up to {most}: serve with --max-lora-rank"
+                f" {wanted}, or train with a lower training.rank"
+            )
 
     def complete(self, body: dict[str, Any], adapter: Peft | None) -> Completed:
         """The reply to `body` from the base, or from the base with `adapter`. Raises Passing or ModelError."""
@@ -119,12 +132,7 @@ class Replica:
             base = self.about().base
             if adapter is None:
                 return base.name()
-            if adapter.rank > base.rank:
-                raise ModelError(
-                    f"adapter {adapter.digest[:12]} has rank {adapter.rank}, and the vLLM server at {self.url} takes"
-                    f" ranks up to {base.rank}: serve with --max-lora-rank {adapter.rank}, or train with a lower"
-                    " training.rank"
-                )
+            self.require_rank(adapter.rank, f"adapter {adapter.digest[:12]} has rank {adapter.rank}")
             if adapter.name not in self._loaded:
                 self._load(adapter, base.slots)
             self._loaded.move_to_end(adapter.name)
