@@ -34,14 +34,19 @@ class Failed(Exception):
         self.failure, self.detail = failure, detail[:MESSAGE_CHARS]
 
 
+Call = Callable[[], Any]
+Timed = Callable[[list[Call]], tuple[list[Any], list[float]]]
+
+
 class Tools(NamedTuple):
-    """What is taken before the kernel is there. `elapsed(f)`: the result of f and its nanoseconds, device included."""
+    """What is taken before the kernel is there. `timer(n)` makes what n timed calls need, before the judge's clock
+    runs; what it gives makes them one after the other: their results, and nanoseconds of each, device included."""
 
     torch: Any
     tensor: type
     float32: Any
     device: str
-    elapsed: Callable[[Callable[[], Any]], tuple[Any, float]]
+    timer: Callable[[int], Timed]
     threads: Callable[[], int]
 
 
@@ -49,38 +54,53 @@ def tools(device: str, tasks: int) -> Tools:
     """`tasks`: a descriptor of this process's folder of threads, or -1 where there is none."""
     import torch
 
-    elapsed = _cuda_elapsed(torch) if device == "cuda" else _cpu_elapsed()
+    timer = _cuda_timer(torch) if device == "cuda" else _cpu_timer()
     listdir = os.listdir
-    return Tools(torch, torch.Tensor, torch.float32, device, elapsed, lambda: len(listdir(tasks)) if tasks >= 0 else 0)
+    return Tools(torch, torch.Tensor, torch.float32, device, timer, lambda: len(listdir(tasks)) if tasks >= 0 else 0)
 
 
-def _cpu_elapsed() -> Callable[[Callable[[], Any]], tuple[Any, float]]:
+def _cpu_timer() -> Callable[[int], Timed]:
     clock = time.perf_counter_ns
 
-    def elapsed(call: Callable[[], Any]) -> tuple[Any, float]:
-        started = clock()
-        made = call()
-        return made, clock() - started
+    def timed(calls: list[Call]) -> tuple[list[Any], list[float]]:
+        outputs, ns = list[Any](), list[float]()
+        for call in calls:
+            started = clock()
+            made = call()
+            ns.append(clock() - started)
+            outputs.append(made)
+        return outputs, ns
 
-    return elapsed
+    return lambda _: timed
 
 
-def _cuda_elapsed(torch: Any) -> Callable[[Callable[[], Any]], tuple[Any, float]]:
-    """Events round the call; the second is recorded when every stream of the device is done."""
+def _cuda_timer(torch: Any) -> Callable[[int], Timed]:
+    """Events round each call; the second is recorded when every stream of the device is done. Between the second of one
+    call and the first of the next there is nothing else, because the judge's clock sees that too and a call may be
+    short: events are made before, and read when all calls are done."""
     event, synchronize = torch.cuda.Event, torch.cuda.synchronize
     record, between = event.record, event.elapsed_time
 
-    def elapsed(call: Callable[[], Any]) -> tuple[Any, float]:
-        start, stop = event(enable_timing=True), event(enable_timing=True)
+    def timer(count: int) -> Timed:
+        pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(count)]
+        for start, stop in pairs:  # the driver makes an event when it is recorded first
+            record(start)
+            record(stop)
         synchronize()
-        record(start)
-        made = call()
-        synchronize()
-        record(stop)
-        synchronize()
-        return made, between(start, stop) * 1e6
 
-    return elapsed
+        def timed(calls: list[Call]) -> tuple[list[Any], list[float]]:
+            outputs = list[Any]()
+            for call, (start, stop) in zip(calls, pairs, strict=True):
+                record(start)
+                outputs.append(call())
+                synchronize()
+                record(stop)
+            synchronize()
+            return outputs, [between(start, stop) * 1e6 for start, stop in pairs]
+
+        return timed
+
+    return timer
 
 
 def serve(control: int, arena: int, found: Tools) -> None:
@@ -157,14 +177,14 @@ def _batch(control: int, arena: int, order: dict[str, Any], kernel: Any, config:
     with mmap.mmap(arena, order["bytes"]) as memory:
         laid = [_laid_out(call, memory, found) for call in order["calls"]]
         calls = [_bound(kernel, names, config) for names, _ in laid]
-        threads, caught = found.threads(), list[str]()
+        timed, threads, caught = found.timer(len(calls)), found.threads(), list[str]()
         send(control, {"ready": True})
         if os.read(control, 1) != GO:
             return
         if order["watch"]:
             sys.settrace(_watcher(caught))
         try:
-            outputs, ns = _called(calls, found, torch.no_grad)
+            outputs, ns = _called(calls, timed, torch.no_grad)
         finally:
             sys.settrace(None)
         send(control, {"done": True})
@@ -186,30 +206,24 @@ def _laid_out(call: dict[str, Any], memory: mmap.mmap, found: Tools) -> tuple[di
         name: found.torch.frombuffer(memory, dtype=found.float32, count=math.prod(shape), offset=offset).view(shape)
         for name, (offset, shape) in call.items()
     }
-    names = {name: view if found.device == "cpu" else view.to(found.device) for name, view in views.items()}
-    del names["out"]
-    return names, views
+    given = {name: view for name, view in views.items() if name != "out"}
+    return given if found.device == "cpu" else {name: view.to(found.device) for name, view in given.items()}, views
 
 
-def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any]) -> Callable[[], Any]:
+def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any]) -> Call:
     weights = {name: tensor for name, tensor in names.items() if name not in ("x", "mask")}
     return lambda: kernel(names["x"], names["mask"], dict(weights), dict(config))
 
 
-def _called(calls: list[Callable[[], Any]], found: Tools, no_grad: Any) -> tuple[list[Any], list[float]]:
-    elapsed, outputs, ns = found.elapsed, list[Any](), list[float]()
+def _called(calls: list[Call], timed: Timed, no_grad: Any) -> tuple[list[Any], list[float]]:
     try:
         with no_grad():
-            for call in calls:
-                made, took = elapsed(call)
-                outputs.append(made)
-                ns.append(took)
+            return timed(calls)
     except MemoryError:
         raise Failed("memory", "out of memory") from None
     except BaseException as error:  # noqa: BLE001 - SystemExit is one of the ways in which a kernel fails
         kind = "memory" if "allocate" in str(error) or "out of memory" in str(error) else "raised"
         raise Failed(kind, _said(error)) from None
-    return outputs, ns
 
 
 def _watcher(caught: list[str]) -> Callable[..., Any]:

@@ -7,9 +7,10 @@ against the clock here.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -22,13 +23,30 @@ from resia.kernels.ports import FAILURES, Config, Limits, Ran
 
 from .arena import Arena, Laid
 from .forks import FOLDERS, Forks, Guest, Kind, Talk
-from .tiers import ATTEMPTS, candidates
+from .tiers import ATTEMPTS, OPEN_ON_GPU, candidates
 
 _FOLDERS = {**FOLDERS, "resia.kernels": str(Path(resia.kernels.__file__ or "").resolve().parent)}
+# What tells CUDA and Triton which GPU is meant, and where the driver and the compilers are.
+_OF_GPU = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_HOME",
+    "LD_LIBRARY_PATH",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "TRITON_LIBCUDA_PATH",
+)
+_PROGRAMS = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TRIED = """
 def custom_kernel(x, mask, weights, config):
     return x
 """
+
+
+def gpu_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """What a guest on a GPU is told beyond one on a processor. It must see the same GPU as this process, whose lease
+    is held; compilers ask for programs, and torch's for the user's name, which no file there tells."""
+    return {"PATH": _PROGRAMS, "USER": "kernel", "LOGNAME": "kernel"} | {k: own[k] for k in _OF_GPU if k in own}
 
 
 class ProcessChamber:
@@ -48,13 +66,14 @@ class ProcessChamber:
             "cpu_s": asked.cpu_s,
             "memory_bytes": asked.memory_bytes,
         }
-        kind = Kind("kernel file", "resia.runtime.chamber.kernel_guest", _FOLDERS, setup)
+        environment = {} if self.device.kind == "cpu" else gpu_environment(os.environ)
+        kind = Kind("kernel file", "resia.runtime.chamber.kernel_guest", _FOLDERS, setup, environment)
         self._forks = Forks(kind, candidates(self.device.kind, tuple(_FOLDERS.values())), self._attempt, unsafe_local)
 
     def _attempt(self, forks: Forks, known: str) -> None:
-        attempts = ATTEMPTS if self.device.kind == "cpu" else ATTEMPTS.replace("start a thread", "fork")
+        left_open = "" if self.device.kind == "cpu" else OPEN_ON_GPU
         with self._guest(forks) as candidate:
-            candidate.define(known + attempts + _TRIED, {})
+            candidate.define(known + left_open + ATTEMPTS + _TRIED, {})
 
     @property
     def tier(self) -> str:
