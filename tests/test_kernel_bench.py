@@ -21,7 +21,7 @@ from resia.events import Blob, Event, Fact, KernelBenchmarked, KernelRejected, K
 from resia.events.codec import decode
 from resia.events.errors import BlobError, BoundaryError, SandboxError
 from resia.kernels.bench import BenchPorts, cases_for, judge_submission
-from resia.runtime import cli
+from resia.runtime import cli, kernelwork
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.chamber.devices import _gpu
 from resia.runtime.chamber.lease import lease, lease_path
@@ -199,6 +199,13 @@ def test_a_file_is_verified_and_timed(capsys, tmp_path):
     assert (code, "rejected dtype (verify)" in out) == (FAILED, True)
 
 
+def test_a_config_holds_what_json_holds():
+    given = ["a=1", "b=2.5", "c=nan", f"d={2**70}", "e=1e999", "f=x", "g=", "h=-3"]
+    assert kernelwork._config(given) == {
+        "a": 1, "b": 2.5, "c": "nan", "d": float(2**70), "e": "1e999", "f": "x", "g": "", "h": -3,
+    }  # fmt: skip
+
+
 @needs_linux
 def test_a_file_is_scored_without_a_run(say):
     Path("mine.py").write_text(RIGHT)
@@ -207,6 +214,7 @@ def test_a_file_is_scored_without_a_run(say):
     score = json.loads(out)
     assert (code, score["split"], score["denominator"], score["answered"]) == (DONE, "smoke", 1, 1), score
     assert score["scores"]["reward_1500"] == pytest.approx(1500 / score["scores"]["geomean_us"], rel=1e-3)
+    assert score["device"].endswith(" threads")  # the microseconds of a processor
     Path("mine.py").write_text("def custom_kernel(x, mask, weights, config):\n    return x.half()\n")
     code, out, _ = say(*asked)
     score = json.loads(out)
@@ -227,6 +235,11 @@ def test_a_file_is_scored_without_a_run(say):
         (["verify", "ok.py", "--suite", "tiny"], "unknown suite of cases 'tiny'"),
         (["verify", "ok.py", "--case", "16x1x8"], "such as 32/1/128-masked, not '16x1x8'"),
         (["verify", "ok.py", "--case", "0/1/8"], "not '0/1/8'"),
+        (["verify", "/dev/zero"], "kernel file /dev/zero has more than 1048576 bytes"),
+        (
+            ["verify", "ok.py", "--case", "99999/1/128"],
+            "--case 99999/1/128 has an x of 5,119.9 GB: take at most 4.3 (1024/1/768: 3.2)",
+        ),
         (["verify", "ok.py", "--config", "fuse"], "--config takes NAME=VALUE"),
         (["verify", "ok.py", "--device", "tpu"], "unknown device 'tpu'"),
     ],
