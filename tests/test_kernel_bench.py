@@ -238,7 +238,7 @@ def test_a_file_is_scored_without_a_run(say):
         (["verify", "/dev/zero"], "kernel file /dev/zero has more than 1048576 bytes"),
         (
             ["verify", "ok.py", "--case", "99999/1/128"],
-            "--case 99999/1/128 has an x of 5,119.9 GB: take at most 4.3 (1024/1/768: 3.2)",
+            "--case 99999/1/128 has an x of 5,119.9 GB: at most 4.3 (1024/1/768: 3.2)",
         ),
         (["verify", "ok.py", "--config", "fuse"], "--config takes NAME=VALUE"),
         (["verify", "ok.py", "--device", "tpu"], "unknown device 'tpu'"),

@@ -6,7 +6,8 @@ under 0.1% of the mean, the kernel has run for 10 s, or 120 s have passed. It be
 `strict`: batches of different length whose inputs together overflow the cache. The clock outside sees each batch from
 the signal to its end; the difference of two batches over the difference of their lengths is the time of a call, free of
 what a batch itself costs. A pair of batches counts only if the clock inside says the same to within 10%; a kernel that
-has too few such pairs is quarantined. So a forged clock, and work put off beyond a call's end, gain nothing.
+has too few such pairs is quarantined. So a forged clock gains nothing; nor does work put off beyond a call's end, on a
+processor, where outputs are read as soon as the batch is said to be done.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def parse_case(text: str) -> Case:
     case = Case(n, batch, channels, cast(Law, (found[4] or "-normal")[1:]), bool(found[5]))
     if case.x_bytes > _MOST_X:
         raise UsageError(
-            f"--case {text} has an x of {case.x_bytes / 1e9:,.1f} GB: take at most {_MOST_X / 1e9:.1f} (1024/1/768: 3.2)"
+            f"--case {text} has an x of {case.x_bytes / 1e9:,.1f} GB: at most {_MOST_X / 1e9:.1f} (1024/1/768: 3.2)"
         )
     return case
 
