@@ -19,7 +19,7 @@ from given import clerk, requested
 from resia.domains.trimul.roofline import Device
 from resia.events import Blob, Event, Fact, KernelBenchmarked, KernelRejected, KernelSubmitted
 from resia.events.codec import decode
-from resia.events.errors import BlobError, BoundaryError, SandboxError
+from resia.events.errors import BlobError, BoundaryError, SandboxError, UsageError
 from resia.kernels.bench import BenchPorts, cases_for, judge_submission
 from resia.runtime import cli, kernelwork
 from resia.runtime.blobs import DirectoryBlobs
@@ -162,6 +162,13 @@ async def test_one_kernel_at_a_time_on_a_device(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_a_lease_that_cannot_be_kept_is_said(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(UsageError, match="set XDG_CACHE_HOME"), lease(Device("A", "cpu", 1.0, 1.0, 1), blocked):
+        pass
+
+
 def test_two_gpus_of_one_kind_have_a_lease_each(tmp_path):
     def properties(**told):
         return SimpleNamespace(name="NVIDIA H200", major=9, minor=0, **told)
@@ -265,7 +272,6 @@ def test_without_bubblewrap_the_locks_hold_alone(monkeypatch, tmp_path):
 
 
 def test_without_any_locks_a_kernel_is_refused_unless_that_is_wanted(monkeypatch):
-    from resia.events.errors import UsageError
     from resia.kernels.ports import Limits
     from resia.runtime.chamber import process
     from resia.runtime.chamber.tiers import UNSAFE
