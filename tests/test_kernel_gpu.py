@@ -132,7 +132,7 @@ class ScriptedCuda:
 
 def test_both_clocks_see_the_same_of_a_short_call_on_a_gpu():
     cuda = ScriptedCuda()
-    timer = guest._cuda_timer(SimpleNamespace(cuda=cuda))
+    timer = guest._cuda_timer(SimpleNamespace(cuda=cuda), cuda.call)
 
     def wall(count: int) -> tuple[float, float]:
         """Of a batch: microseconds by the clock inside and by the judge's."""
