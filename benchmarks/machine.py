@@ -56,10 +56,15 @@ def options(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 def report(result: Mapping[str, Any], chosen: argparse.Namespace, table: Callable[[Any], str]) -> None:
     """Write the result to --out, if any, and print it: one line of JSON with --json, else as `table` puts it."""
-    if chosen.out is not None:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, chosen.out)
     print(json.dumps(result) if chosen.json else table(result))
+
+
+def write(result: Mapping[str, Any], out: Path | None) -> None:
+    """The result so far, where --out asks for it."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 @contextmanager

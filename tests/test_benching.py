@@ -317,12 +317,18 @@ def test_the_triton_kernel_is_a_template_and_its_choices_are_its_own_names():
         ({"template": "list.py"}, "CHOICES of template list.py names no argument"),
         ({"template": "empty.py"}, "CHOICES of template empty.py gives 'a' []"),
         ({"template": "name.py"}, "CHOICES of template name.py names an argument 'a b'"),
+        ({"template": "deep.py"}, "template deep.py is no Python source (MemoryError)"),
+        ({"template": "key.py"}, "CHOICES of template key.py is no literal"),
+        ({"template": "huge.py"}, "CHOICES of template huge.py gives 'a' [inf]"),
+        ({"template": "wide.py"}, f"CHOICES of template wide.py gives 'a' [{2**64}]"),
     ],
 )
 def test_options_that_do_not_go_together_are_said_in_one_sentence(options, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = {"odd": "CHOICES = {'a': [1]}", "text": "def (", "none": "x = 1", "call": "CHOICES = dict(a=[1])"}
     texts |= {"list": "CHOICES = [1]", "empty": "CHOICES = {'a': []}", "name": "CHOICES = {'a b': [1]}"}
+    texts |= {"deep": "CHOICES = " + "-" * 100_000 + "1", "key": "CHOICES = {[]: [1]}"}
+    texts |= {"huge": "CHOICES = {'a': [1e999]}", "wide": f"CHOICES = {{'a': [{2**64}]}}"}
     for name, text in texts.items():
         (tmp_path / f"{name}.py").write_text(text)
     with pytest.raises(UsageError) as caught:

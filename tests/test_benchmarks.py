@@ -104,14 +104,31 @@ def test_sandbox(measured, everything):
 @pytest.mark.skipif(sys.platform != "linux", reason="a chamber needs Linux")
 def test_trimul(measured, everything, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # it waits for no other kernel on this machine
-    small = ("--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "torch-fused")
+    small = ("--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "torch-fused", "--wall-s", "1")
     result = measured("trimul", *small)
     assert (result["unit"], result["suite"]) == ("CPU microseconds", "smoke")
     row = result["kernels"]["torch-fused"]
+    assert (row["failure"], row["verified"]) == ("", 2), row
     assert row["geomean_us"] > row["floor_us"] > 0
+    assert row["protocols"].keys() == {"strict", "gpumode"}
+    for figures in row["protocols"].values():
+        (us,) = figures["case_us"].values()
+        assert figures["geomean_us"] == us
+        assert figures["ratio_to_three_kernels"] == pytest.approx(us / result["three_kernels_us"], rel=1e-3)
     assert shows(everything, "trimul", result) == ["TriMul, torch, fused"]
     with pytest.raises(SystemExit):
         measured("trimul", "--kernels", "cuda-fused", "--device", "cpu")
+
+
+def test_a_kernel_of_trimul_that_is_rejected_is_a_row_of_its_own(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    trimul = importlib.import_module("benchmarks.trimul")
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("import torch\n\ndef custom_kernel(x, mask, weights, config):\n    return torch.zeros_like(x)\n")
+    monkeypatch.setitem(trimul.KERNELS["cpu"], "wrong", trimul.Kernel(wrong))
+    assert trimul.main(["--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "wrong"]) == 1
+    assert "wrong, strict\n  rejected wrong: case 12/1/32-normal: " in capsys.readouterr().out
 
 
 def test_gate(measured, everything):

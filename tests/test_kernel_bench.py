@@ -19,9 +19,9 @@ from given import clerk, requested
 from resia.domains.trimul.roofline import Device
 from resia.events import Blob, Event, Fact, KernelBenchmarked, KernelRejected, KernelSubmitted
 from resia.events.codec import decode
-from resia.events.errors import BlobError, BoundaryError, SandboxError
+from resia.events.errors import BlobError, BoundaryError, SandboxError, UsageError
 from resia.kernels.bench import BenchPorts, cases_for, judge_submission
-from resia.runtime import cli
+from resia.runtime import cli, kernelwork
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.chamber.devices import _gpu
 from resia.runtime.chamber.lease import lease, lease_path
@@ -162,6 +162,13 @@ async def test_one_kernel_at_a_time_on_a_device(tmp_path):
     assert order == ["first", "second"]
 
 
+def test_a_lease_that_cannot_be_kept_is_said(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(UsageError, match="set XDG_CACHE_HOME"), lease(Device("A", "cpu", 1.0, 1.0, 1), blocked):
+        pass
+
+
 def test_two_gpus_of_one_kind_have_a_lease_each(tmp_path):
     def properties(**told):
         return SimpleNamespace(name="NVIDIA H200", major=9, minor=0, **told)
@@ -199,6 +206,13 @@ def test_a_file_is_verified_and_timed(capsys, tmp_path):
     assert (code, "rejected dtype (verify)" in out) == (FAILED, True)
 
 
+def test_a_config_holds_what_json_holds():
+    given = ["a=1", "b=2.5", "c=nan", f"d={2**70}", "e=1e999", "f=x", "g=", "h=-3"]
+    assert kernelwork._config(given) == {
+        "a": 1, "b": 2.5, "c": "nan", "d": float(2**70), "e": "1e999", "f": "x", "g": "", "h": -3,
+    }  # fmt: skip
+
+
 @needs_linux
 def test_a_file_is_scored_without_a_run(say):
     Path("mine.py").write_text(RIGHT)
@@ -207,6 +221,7 @@ def test_a_file_is_scored_without_a_run(say):
     score = json.loads(out)
     assert (code, score["split"], score["denominator"], score["answered"]) == (DONE, "smoke", 1, 1), score
     assert score["scores"]["reward_1500"] == pytest.approx(1500 / score["scores"]["geomean_us"], rel=1e-3)
+    assert score["device"].endswith(" threads")  # the microseconds of a processor
     Path("mine.py").write_text("def custom_kernel(x, mask, weights, config):\n    return x.half()\n")
     code, out, _ = say(*asked)
     score = json.loads(out)
@@ -227,6 +242,11 @@ def test_a_file_is_scored_without_a_run(say):
         (["verify", "ok.py", "--suite", "tiny"], "unknown suite of cases 'tiny'"),
         (["verify", "ok.py", "--case", "16x1x8"], "such as 32/1/128-masked, not '16x1x8'"),
         (["verify", "ok.py", "--case", "0/1/8"], "not '0/1/8'"),
+        (["verify", "/dev/zero"], "kernel file /dev/zero has more than 1048576 bytes"),
+        (
+            ["verify", "ok.py", "--case", "99999/1/128"],
+            "--case 99999/1/128 has an x of 5,119.9 GB: at most 4.3 (1024/1/768: 3.2)",
+        ),
         (["verify", "ok.py", "--config", "fuse"], "--config takes NAME=VALUE"),
         (["verify", "ok.py", "--device", "tpu"], "unknown device 'tpu'"),
     ],
@@ -252,7 +272,6 @@ def test_without_bubblewrap_the_locks_hold_alone(monkeypatch, tmp_path):
 
 
 def test_without_any_locks_a_kernel_is_refused_unless_that_is_wanted(monkeypatch):
-    from resia.events.errors import UsageError
     from resia.kernels.ports import Limits
     from resia.runtime.chamber import process
     from resia.runtime.chamber.tiers import UNSAFE

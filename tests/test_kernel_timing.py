@@ -44,6 +44,19 @@ def test_a_batch_overflows_the_cache_and_lasts():
     assert clocks.batches[-1] == 5
 
 
+def test_gpumode_times_no_call_that_has_to_compile():
+    compiling = ScriptedChamber(100.0, 100.0)
+    run = compiling.run
+
+    def slow_at_first(made, watch=False):
+        compiling._inside = 100.0 if compiling.batches else 3e7
+        return run(made, watch)
+
+    compiling.run = slow_at_first
+    assert gpumode(compiling, CASE, 0).us == 100.0
+    assert compiling.batches == [1] * 4
+
+
 def test_gpumode_stops_when_the_mean_is_known_or_time_is_up():
     steady = ScriptedChamber(100.0, 100.0)
     assert gpumode(steady, CASE, 0).calls == 3
@@ -74,7 +87,7 @@ def test_every_call_has_inputs_of_its_own():
     clocks.run = lambda made, watch=False: seen.extend(call.x.tobytes() for call in made) or run(made, watch)
     strict(clocks, CASE, DEVICE, 0, SCRIPTED)
     gpumode(clocks, CASE, 0, SCRIPTED)
-    assert len(set(seen)) == len(seen) == 18
+    assert len(set(seen)) == len(seen) == 19
 
 
 def test_below_the_roofline_is_quarantined():

@@ -162,7 +162,7 @@ class FileScore(msgspec.Struct, frozen=True):
 
     `scores` are means over `denominator` problems, answered or not; `coverage` is answered / denominator. `invalid`
     counts problems by what is wrong with their answer (`missing`: there is none), `ignored` what the file holds beside
-    answers to problems of this protocol, on any split.
+    answers to problems of this protocol, on any split. `device`: where scores that are times were measured.
     """
 
     protocol: str
@@ -173,6 +173,7 @@ class FileScore(msgspec.Struct, frozen=True):
     scores: dict[str, float]
     invalid: dict[str, int] = {}
     ignored: dict[str, int] = {}
+    device: str = ""
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ HEADER = struct.Struct("!I")
 GO = b"G"
 MESSAGE_CHARS = 600
 EXIT_MEMORY = 42
+BUSY_SIDE, BUSY_PRODUCTS = 4096, 100  # of 16-bit matrices of 32 MB: some 20 ms of a large GPU, and more than its cache
 
 
 class Failed(Exception):
@@ -34,14 +35,19 @@ class Failed(Exception):
         self.failure, self.detail = failure, detail[:MESSAGE_CHARS]
 
 
+Call = Callable[[], Any]
+Timed = Callable[[list[Call]], tuple[list[Any], list[float]]]
+
+
 class Tools(NamedTuple):
-    """What is taken before the kernel is there. `elapsed(f)`: the result of f and its nanoseconds, device included."""
+    """What is taken before the kernel is there. `timer(n)` makes what n timed calls need, before the judge's clock
+    runs; what it gives makes them one after the other: their results, and nanoseconds of each, device included."""
 
     torch: Any
     tensor: type
     float32: Any
     device: str
-    elapsed: Callable[[Callable[[], Any]], tuple[Any, float]]
+    timer: Callable[[int], Timed]
     threads: Callable[[], int]
 
 
@@ -49,38 +55,66 @@ def tools(device: str, tasks: int) -> Tools:
     """`tasks`: a descriptor of this process's folder of threads, or -1 where there is none."""
     import torch
 
-    elapsed = _cuda_elapsed(torch) if device == "cuda" else _cpu_elapsed()
+    timer = _cuda_timer(torch, _busy(torch)) if device == "cuda" else _cpu_timer()
     listdir = os.listdir
-    return Tools(torch, torch.Tensor, torch.float32, device, elapsed, lambda: len(listdir(tasks)) if tasks >= 0 else 0)
+    return Tools(torch, torch.Tensor, torch.float32, device, timer, lambda: len(listdir(tasks)) if tasks >= 0 else 0)
 
 
-def _cpu_elapsed() -> Callable[[Callable[[], Any]], tuple[Any, float]]:
+def _cpu_timer() -> Callable[[int], Timed]:
     clock = time.perf_counter_ns
 
-    def elapsed(call: Callable[[], Any]) -> tuple[Any, float]:
-        started = clock()
-        made = call()
-        return made, clock() - started
+    def timed(calls: list[Call]) -> tuple[list[Any], list[float]]:
+        outputs, ns = list[Any](), list[float]()
+        for call in calls:
+            started = clock()
+            made = call()
+            ns.append(clock() - started)
+            outputs.append(made)
+        return outputs, ns
 
-    return elapsed
+    return lambda _: timed
 
 
-def _cuda_elapsed(torch: Any) -> Callable[[Callable[[], Any]], tuple[Any, float]]:
-    """Events round the call; the second is recorded when every stream of the device is done."""
+def _busy(torch: Any) -> Call:
+    """Work for a GPU that has waited for the judge: its clock comes up, and none of the inputs stays in its cache."""
+    multiply, values = torch.mm, torch.ones((BUSY_SIDE, BUSY_SIDE), dtype=torch.float16, device="cuda")
+    product = torch.empty_like(values)
+
+    def busy() -> None:
+        for _ in range(BUSY_PRODUCTS):
+            multiply(values, values, out=product)
+
+    return busy
+
+
+def _cuda_timer(torch: Any, busy: Call) -> Callable[[int], Timed]:
+    """Events round each call; the second is recorded when every stream of the device is done. Between the second of one
+    call and the first of the next there is nothing else, because the judge's clock sees that too and a call may be
+    short: events are made before, and read when all calls are done."""
     event, synchronize = torch.cuda.Event, torch.cuda.synchronize
     record, between = event.record, event.elapsed_time
 
-    def elapsed(call: Callable[[], Any]) -> tuple[Any, float]:
-        start, stop = event(enable_timing=True), event(enable_timing=True)
+    def timer(count: int) -> Timed:
+        pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(count)]
+        for start, stop in pairs:  # the driver makes an event when it is recorded first
+            record(start)
+            record(stop)
+        busy()
         synchronize()
-        record(start)
-        made = call()
-        synchronize()
-        record(stop)
-        synchronize()
-        return made, between(start, stop) * 1e6
 
-    return elapsed
+        def timed(calls: list[Call]) -> tuple[list[Any], list[float]]:
+            outputs = list[Any]()
+            for call, (start, stop) in zip(calls, pairs, strict=True):
+                record(start)
+                outputs.append(call())
+                synchronize()
+                record(stop)
+            synchronize()
+            return outputs, [between(start, stop) * 1e6 for start, stop in pairs]
+
+        return timed
+
+    return timer
 
 
 def serve(control: int, arena: int, found: Tools) -> None:
@@ -152,25 +186,23 @@ def _said(error: BaseException) -> str:
 
 
 def _batch(control: int, arena: int, order: dict[str, Any], kernel: Any, config: Any, found: Tools) -> None:
-    """Lay out, wait for the signal, call, say at once that it is done, and only then hand over."""
+    """Lay out, wait for the signal, call, say at once that it is done, and only then hand over what is not yet."""
     torch = found.torch
     with mmap.mmap(arena, order["bytes"]) as memory:
         laid = [_laid_out(call, memory, found) for call in order["calls"]]
-        calls = [_bound(kernel, names, config) for names, _ in laid]
-        threads, caught = found.threads(), list[str]()
+        calls = [_bound(kernel, names, config, views["out"], found) for names, views in laid]
+        timed, threads, caught = found.timer(len(calls)), found.threads(), list[str]()
         send(control, {"ready": True})
         if os.read(control, 1) != GO:
             return
         if order["watch"]:
             sys.settrace(_watcher(caught))
         try:
-            outputs, ns = _called(calls, found, torch.no_grad)
+            outputs, ns = _called(calls, timed, torch.no_grad)
         finally:
             sys.settrace(None)
         send(control, {"done": True})
         _check_threads(threads, found)
-        for output, (_, views) in zip(outputs, laid, strict=True):
-            _check(output, views["out"], found)
         if caught:
             raise Failed("swallowed", f"it caught an exception of its own instead of failing: {caught[0]}")
         for output, (names, views) in zip(outputs, laid, strict=True):
@@ -186,30 +218,36 @@ def _laid_out(call: dict[str, Any], memory: mmap.mmap, found: Tools) -> tuple[di
         name: found.torch.frombuffer(memory, dtype=found.float32, count=math.prod(shape), offset=offset).view(shape)
         for name, (offset, shape) in call.items()
     }
-    names = {name: view if found.device == "cpu" else view.to(found.device) for name, view in views.items()}
-    del names["out"]
-    return names, views
+    given = {name: view for name, view in views.items() if name != "out"}
+    return given if found.device == "cpu" else {name: view.to(found.device) for name, view in given.items()}, views
 
 
-def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any]) -> Callable[[], Any]:
+def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any], out: Any, found: Tools) -> Call:
+    """One call. On a processor its output is where the judge reads it before the call has ended for either clock, so
+    that no work is put off beyond; on a GPU the copy would take longer than the call."""
     weights = {name: tensor for name, tensor in names.items() if name not in ("x", "mask")}
-    return lambda: kernel(names["x"], names["mask"], dict(weights), dict(config))
+
+    def call() -> Any:
+        made = kernel(names["x"], names["mask"], dict(weights), dict(config))
+        _check(made, out, found)
+        if found.device == "cpu":
+            out.copy_(made)
+        return made
+
+    return call
 
 
-def _called(calls: list[Callable[[], Any]], found: Tools, no_grad: Any) -> tuple[list[Any], list[float]]:
-    elapsed, outputs, ns = found.elapsed, list[Any](), list[float]()
+def _called(calls: list[Call], timed: Timed, no_grad: Any) -> tuple[list[Any], list[float]]:
     try:
         with no_grad():
-            for call in calls:
-                made, took = elapsed(call)
-                outputs.append(made)
-                ns.append(took)
+            return timed(calls)
+    except Failed:
+        raise
     except MemoryError:
         raise Failed("memory", "out of memory") from None
     except BaseException as error:  # noqa: BLE001 - SystemExit is one of the ways in which a kernel fails
         kind = "memory" if "allocate" in str(error) or "out of memory" in str(error) else "raised"
         raise Failed(kind, _said(error)) from None
-    return outputs, ns
 
 
 def _watcher(caught: list[str]) -> Callable[..., Any]:
@@ -241,9 +279,10 @@ def _check(output: Any, view: Any, found: Tools) -> None:
 
 
 def _hand_over(output: Any, names: dict[str, Any], views: dict[str, Any], found: Tools) -> None:
-    """Copy out, and leave NaN where the output was, so that memory given back holds no answer."""
+    """Copy out what is on a GPU, and leave NaN where the output was, so that memory given back holds no answer."""
     with found.torch.no_grad():
-        views["out"].copy_(output)
+        if found.device != "cpu":
+            views["out"].copy_(output)
         if output.is_contiguous():
             output.fill_(math.nan)
         if found.device != "cpu":

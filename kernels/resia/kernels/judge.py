@@ -17,7 +17,7 @@ from resia.events import KernelProtocol, KernelStage
 from resia.events.errors import SandboxError
 from resia.events.ids import seed_for
 
-from .checking import verify
+from .checking import maths_for, verify
 from .ports import Candidate, Chamber, Config
 from .timing import DISAGREEMENT, Budget, gpumode, strict
 
@@ -51,7 +51,7 @@ class Judge:
         self, chamber: Chamber, suite: Suite, budget: Budget | None = None, say: Callable[[str], None] | None = None
     ) -> None:
         self._chamber, self._suite, self._budget = chamber, suite, budget or Budget()
-        self._say = say or (lambda _: None)
+        self._say, self._maths = say or (lambda _: None), maths_for(chamber.device)
         self._stage: KernelStage = "compile"
 
     def verify(self, source: str, config: Config, seed: int) -> Verdict:
@@ -82,7 +82,7 @@ class Judge:
         self._stage = "verify"
         for number, case in enumerate(self._suite.tested, 1):
             self._say(f"verifying case {number} of {len(self._suite.tested)}: {case.name}")
-            verify(candidate, case, seed)
+            verify(candidate, case, seed, self._maths)
 
     def _benched(self, source: str, config: Config, protocol: KernelProtocol, seed: int) -> Verdict:
         with self._chamber.load(source, config) as candidate:
@@ -108,9 +108,9 @@ class Judge:
         for number, case in enumerate(self._suite.timed, 1):
             self._say(f"timing case {number} of {len(self._suite.timed)}: {case.name}")
             if protocol == "strict":
-                timed = strict(candidate, case, self._chamber.device, seed, self._budget)
+                timed = strict(candidate, case, self._chamber.device, seed, self._budget, self._maths)
             else:
-                timed = gpumode(candidate, case, seed, self._budget)
+                timed = gpumode(candidate, case, seed, self._budget, self._maths)
             times[case.name] = timed.us
         return times
 

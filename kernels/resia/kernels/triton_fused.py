@@ -56,8 +56,8 @@ def project(
     H: tl.constexpr, R: tl.constexpr, BC: tl.constexpr, eps: tl.constexpr,
 ):  # fmt: skip
     """Rows of x by the five (H, C) matrices, LN's scale in them; `shift` are their products with LN's bias."""
-    which = tl.program_id(0)  # 0 left, 1 right, 2 the output's gate
-    rows = tl.program_id(1).to(tl.int64) * R + tl.arange(0, R)
+    which = tl.program_id(0) % 3  # 0 left, 1 right, 2 the output's gate
+    rows = (tl.program_id(0) // 3).to(tl.int64) * R + tl.arange(0, R)  # in one axis: others end at 65,535 programs
     inside = rows < M
     hidden = tl.arange(0, H)
     first = 2 * which * H * C
@@ -165,7 +165,7 @@ def custom_kernel(x: Tensor, mask: Tensor, weights: dict[str, Tensor], config: d
     left, right = (torch.empty((batch, HIDDEN, n, n), **half) for _ in range(2))
     gate, out = torch.empty((rows, HIDDEN), **half), torch.empty_like(x)
     product = torch.empty((batch, HIDDEN, n, n), device=x.device)
-    project[(3, triton.cdiv(rows, size["rows"]))](
+    project[(3 * triton.cdiv(rows, size["rows"]),)](
         x, mask, folded, shift, left, right, gate, rows, n * n, channels, HIDDEN, size["rows"], size["block_c"],
         EPSILON, num_warps=size["project_warps"], num_stages=size["project_stages"],
     )  # fmt: skip

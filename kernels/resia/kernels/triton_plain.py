@@ -17,37 +17,40 @@ HIDDEN = 128
 
 @triton.jit
 def project(
-    x,
-    mask,
-    norm_weight,
-    norm_bias,
-    joined,
-    left,
-    right,
-    gate,
-    C: tl.constexpr,
-    BC: tl.constexpr,
-    H: tl.constexpr,
-    eps: tl.constexpr,
-):
+    x, mask, norm_weight, norm_bias, joined, left, right, gate, C,
+    BC: tl.constexpr, H: tl.constexpr, eps: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0)
     channels = tl.arange(0, BC)
-    inside = channels < C
     hidden = tl.arange(0, H)
-    values = tl.load(x + row * C + channels, mask=inside, other=0.0)
-    mean = tl.sum(values, 0) / C
-    centred = tl.where(inside, values - mean, 0.0)
-    y = centred / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
-    y = y * tl.load(norm_weight + channels, mask=inside, other=0.0) + tl.load(
-        norm_bias + channels, mask=inside, other=0.0
-    )
-    at = hidden[:, None] * C + channels[None, :]
+    total = tl.zeros((BC,), dtype=tl.float32)
+    for start in range(0, C, BC):
+        total += tl.load(x + row * C + start + channels, mask=start + channels < C, other=0.0)
+    mean = tl.sum(total, 0) / C
+    squares = tl.zeros((BC,), dtype=tl.float32)
+    for start in range(0, C, BC):
+        inside = start + channels < C
+        centred = tl.where(inside, tl.load(x + row * C + start + channels, mask=inside, other=0.0) - mean, 0.0)
+        squares += centred * centred
+    scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / C + eps)
+    lp = tl.zeros((H,), dtype=tl.float32)
+    lg = tl.zeros((H,), dtype=tl.float32)
+    rp = tl.zeros((H,), dtype=tl.float32)
+    rg = tl.zeros((H,), dtype=tl.float32)
+    og = tl.zeros((H,), dtype=tl.float32)
+    # In blocks of channels: a row at once would be a tile of 1,024 x 128, which takes the compiler minutes.
+    for start in range(0, C, BC):
+        c = start + channels
+        inside = c < C
+        y = (tl.load(x + row * C + c, mask=inside, other=0.0) - mean) * scale
+        y = y * tl.load(norm_weight + c, mask=inside, other=0.0) + tl.load(norm_bias + c, mask=inside, other=0.0)
+        at = joined + hidden[:, None] * C + c[None, :]
+        lp += tl.sum(tl.load(at, mask=inside[None, :], other=0.0) * y[None, :], 1)
+        lg += tl.sum(tl.load(at + H * C, mask=inside[None, :], other=0.0) * y[None, :], 1)
+        rp += tl.sum(tl.load(at + 2 * H * C, mask=inside[None, :], other=0.0) * y[None, :], 1)
+        rg += tl.sum(tl.load(at + 3 * H * C, mask=inside[None, :], other=0.0) * y[None, :], 1)
+        og += tl.sum(tl.load(at + 4 * H * C, mask=inside[None, :], other=0.0) * y[None, :], 1)
     keep = tl.load(mask + row)
-    lp = tl.sum(tl.load(joined + at, mask=inside[None, :], other=0.0) * y[None, :], 1)
-    lg = tl.sum(tl.load(joined + H * C + at, mask=inside[None, :], other=0.0) * y[None, :], 1)
-    rp = tl.sum(tl.load(joined + 2 * H * C + at, mask=inside[None, :], other=0.0) * y[None, :], 1)
-    rg = tl.sum(tl.load(joined + 3 * H * C + at, mask=inside[None, :], other=0.0) * y[None, :], 1)
-    og = tl.sum(tl.load(joined + 4 * H * C + at, mask=inside[None, :], other=0.0) * y[None, :], 1)
     tl.store(left + row * H + hidden, lp * keep * tl.sigmoid(lg))
     tl.store(right + row * H + hidden, rp * keep * tl.sigmoid(rg))
     tl.store(gate + row * H + hidden, tl.sigmoid(og))
@@ -75,48 +78,38 @@ def multiply(left, right, out, N, H: tl.constexpr, T: tl.constexpr, K: tl.conste
 
 @triton.jit
 def finish(
-    product, gate, weight, bias, matrix, out, C: tl.constexpr, BC: tl.constexpr, H: tl.constexpr, eps: tl.constexpr
-):
+    product, gate, weight, bias, matrix, out, C, BC: tl.constexpr, H: tl.constexpr, eps: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     hidden = tl.arange(0, H)
-    channels = tl.arange(0, BC)
     values = tl.load(product + row * H + hidden)
     centred = values - tl.sum(values, 0) / H
     normal = centred / tl.sqrt(tl.sum(centred * centred, 0) / H + eps)
     normal = normal * tl.load(weight + hidden) + tl.load(bias + hidden)
     gated = normal * tl.load(gate + row * H + hidden)
-    at = channels[:, None] * H + hidden[None, :]
-    made = tl.sum(tl.load(matrix + at, mask=channels[:, None] < C, other=0.0) * gated[None, :], 1)
-    tl.store(out + row * C + channels, made, mask=channels < C)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        columns = tl.load(matrix + c[:, None] * H + hidden[None, :], mask=c[:, None] < C, other=0.0)
+        tl.store(out + row * C + c, tl.sum(columns * gated[None, :], 1), mask=c < C)
 
 
 def custom_kernel(x: Tensor, mask: Tensor, weights: dict[str, Tensor], config: dict[str, int]) -> Tensor:
-    """See docs/kernels.md. `tile` and `block_k`: rows, columns and depth of a tile of the product."""
+    """See docs/kernels.md. `tile` and `block_k`: rows, columns and depth of a tile of the product; `block_c`: channels
+    that a row is read by."""
     batch, n, _, channels = x.shape
-    rows, tile = batch * n * n, int(config.get("tile", 32))
+    rows, tile, block_c = batch * n * n, int(config.get("tile", 32)), int(config.get("block_c", 64))
     x, mask = x.contiguous(), mask.contiguous()
     left, right, gate, product = (torch.empty((batch, n, n, HIDDEN), device=x.device) for _ in range(4))
     out = torch.empty_like(x)
-    wide = triton.next_power_of_2(channels)
     joined = torch.cat([weights[name] for name in NAMES])
     project[(rows,)](
-        x,
-        mask,
-        weights["norm_weight"],
-        weights["norm_bias"],
-        joined,
-        left,
-        right,
-        gate,
-        channels,
-        wide,
-        HIDDEN,
-        EPSILON,
-    )
+        x, mask, weights["norm_weight"], weights["norm_bias"], joined, left, right, gate, channels, block_c,
+        HIDDEN, EPSILON,
+    )  # fmt: skip
     tiles = triton.cdiv(n, tile)
     multiply[(tiles, tiles, batch * HIDDEN)](left, right, product, n, HIDDEN, tile, int(config.get("block_k", 32)))
     finish[(rows,)](
-        product, gate, weights["out_norm_weight"], weights["out_norm_bias"], weights["out_proj"], out, channels, wide,
-        HIDDEN, EPSILON,
+        product, gate, weights["out_norm_weight"], weights["out_norm_bias"], weights["out_proj"], out, channels,
+        block_c, HIDDEN, EPSILON,
     )  # fmt: skip
     return out

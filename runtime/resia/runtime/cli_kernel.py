@@ -28,7 +28,7 @@ CaseOption = Annotated[
     typer.Option("--case", metavar="N/B/C[-cauchy][-masked]", help="Only this case; once for each."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of torch on a processor.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads of torch on a processor.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the inputs.")]
 
 

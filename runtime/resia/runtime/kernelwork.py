@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from .chamber.process import ProcessChamber
 PROTOCOLS: tuple[KernelProtocol, ...] = ("strict", "gpumode")  # the default first
 _CASE = re.compile(r"(\d+)/(\d+)/(\d+)(-normal|-cauchy)?(-masked)?")
 _MOST = 1 << 20  # bytes of a kernel file
+_MOST_X = 4 << 30  # bytes of x in a case; the largest published one has 3.2e9
+_INTEGERS = range(-(2**63), 2**63)
 Say = Callable[[str], None]
 
 
@@ -67,7 +70,8 @@ def filed(file: Path, protocol: str, suite: str, threads: int, unsafe_local: boo
     if not verdict.failure:
         scores |= {"geomean_us": verdict.geomean_us, "floor_us": verdict.floor_us}
     invalid = {verdict.failure: len(timed)} if verdict.failure else {}
-    return FileScore(protocol, verdict.suite, len(timed), answered, answered / len(timed), scores, invalid)
+    share = answered / len(timed)
+    return FileScore(protocol, verdict.suite, len(timed), answered, share, scores, invalid, device=verdict.device)
 
 
 def lines(verdict: Verdict) -> Iterator[str]:
@@ -115,14 +119,21 @@ def parse_case(text: str) -> Case:
             f"--case takes N/B/C with -cauchy and -masked where meant, such as 32/1/128-masked, not '{text}'"
         )
     n, batch, channels = sizes
-    return Case(n, batch, channels, cast(Law, (found[4] or "-normal")[1:]), bool(found[5]))
+    case = Case(n, batch, channels, cast(Law, (found[4] or "-normal")[1:]), bool(found[5]))
+    if case.x_bytes > _MOST_X:
+        raise UsageError(
+            f"--case {text} has an x of {case.x_bytes / 1e9:,.1f} GB: at most {_MOST_X / 1e9:.1f} (1024/1/768: 3.2)"
+        )
+    return case
 
 
 def _source(file: Path) -> str:
     try:
-        if file.stat().st_size > _MOST:
-            raise UsageError(f"kernel file {file} has {file.stat().st_size} bytes: give at most {_MOST}")
-        return file.read_text(encoding="utf-8")
+        with file.open("rb") as source:
+            data = source.read(_MOST + 1)  # a device has no size
+        if len(data) > _MOST:
+            raise UsageError(f"kernel file {file} has more than {_MOST} bytes: give at most so many")
+        return data.decode("utf-8")
     except OSError as cause:
         raise UsageError(f"kernel file {file} cannot be read: {cause.strerror}") from cause
     except UnicodeDecodeError as cause:
@@ -140,10 +151,12 @@ def _config(given: list[str]) -> dict[str, int | float | str]:
 
 
 def _value(text: str) -> int | float | str:
-    """A number where it is one."""
+    """A number where it is one that JSON has; an integer in 64 bits."""
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        if number in _INTEGERS if isinstance(number, int) else math.isfinite(number):
+            return number
     return text

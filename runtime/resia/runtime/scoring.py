@@ -83,6 +83,8 @@ def shown(domain: str, predictions: Path, scores: Sequence[FileScore]) -> Shown:
 
 def _plain(score: FileScore) -> dict[str, Any]:
     held: dict[str, Any] = msgspec.to_builtins(score)
+    if not score.device:
+        del held["device"]
     return held
 
 
@@ -90,7 +92,8 @@ def _text(score: FileScore) -> str:
     values = "  ".join(
         f"{name} {value:{'.4f' if abs(value) < LONG else '.4g'}}" for name, value in sorted(score.scores.items())
     )
-    head = f"{score.protocol} {score.split}: {values}  ({score.answered} of {score.denominator} answered)"
+    where = f" on {score.device}" if score.device else ""
+    head = f"{score.protocol} {score.split}{where}: {values}  ({score.answered} of {score.denominator} answered)"
     return head + _counts("invalid", score.invalid) + _counts("ignored", score.ignored)
 
 

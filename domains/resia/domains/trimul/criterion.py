@@ -41,7 +41,7 @@ def compare(output: Floats, expected: Doubles) -> Agreement:
     for start in range(0, len(flat), ROWS_AT_ONCE):
         ratio = _over_allowance(flat[start : start + ROWS_AT_ONCE], target[start : start + ROWS_AT_ONCE])
         outside += int(np.count_nonzero(~(ratio <= 1.0)))
-        worst = max(worst, float(np.nan_to_num(ratio, nan=math.inf).max(initial=0.0)))
+        worst = max(worst, float(np.nan_to_num(ratio, nan=math.inf, posinf=math.inf).max(initial=0.0)))
     return Agreement(len(flat), outside, worst)
 
 

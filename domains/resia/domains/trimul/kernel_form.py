@@ -7,6 +7,7 @@ one's default. It is read and never run. Knows nothing of items, times or scores
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,14 +56,17 @@ def template(path: Path) -> Template:
         tree = ast.parse(source)
     except OSError as cause:
         raise UsageError(f"template {path} cannot be read ({cause.strerror}): name a kernel file") from cause
-    except (SyntaxError, ValueError) as cause:  # a UnicodeDecodeError is a ValueError
-        raise UsageError(f"template {path} is no Python source ({cause}): name a kernel file") from cause
+    # A UnicodeDecodeError is a ValueError; what is nested too deeply ends in one of the last two.
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as cause:
+        raise UsageError(
+            f"template {path} is no Python source ({str(cause) or type(cause).__name__}): name a kernel file"
+        ) from cause
     found = next((node.value for node in tree.body if isinstance(node, ast.Assign) and _names_choices(node)), None)
     if found is None:
         raise UsageError(f'template {path} has no CHOICES: write CHOICES = {{"name": [values], ...}} at its top level')
     try:
         choices = ast.literal_eval(found)
-    except ValueError as cause:
+    except (ValueError, TypeError) as cause:
         raise UsageError(f"CHOICES of template {path} is no literal: write names and values out") from cause
     return Template(source, _parameters(path, choices))
 
@@ -80,9 +84,18 @@ def _parameters(path: Path, choices: object) -> tuple[Parameter, ...]:
 def _parameter(path: Path, name: object, values: object) -> Parameter:
     if not isinstance(name, str) or not name.isidentifier():
         raise UsageError(f"CHOICES of template {path} names an argument {name!r}: take a Python name")
-    if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str | int | float) for v in values):
-        raise UsageError(f"CHOICES of template {path} gives '{name}' {values!r}: give a list of texts or numbers")
+    if not isinstance(values, list | tuple) or not values or not all(map(_is_value, values)):
+        raise UsageError(
+            f"CHOICES of template {path} gives '{name}' {values!r}: give a list of texts or finite numbers of 64 bits"
+        )
     return Parameter(name, tuple(values), values[0], "of the template")
+
+
+def _is_value(value: object) -> bool:
+    """What a log can hold."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def source_spec() -> TaskSpec:

@@ -44,9 +44,10 @@ class Device(msgspec.Struct, frozen=True):
 
 
 def gpu(name: str, flops: float, bytes_: float, cache_bytes: int, unit: str = "") -> Device:
-    """A GPU by the driver's name: the rates known for it, else those computed from its properties."""
+    """A GPU by the driver's name: the rates known for it, else those computed from its properties; of two words on its
+    cache the larger."""
     known = next((rates for model, rates in GPUS.items() if model in name), (flops, bytes_, cache_bytes))
-    return Device(name, "cuda", *known, unit)
+    return Device(name, "cuda", known[0], known[1], max(known[2], cache_bytes), unit)
 
 
 def cpu(threads: int) -> Device:

@@ -47,12 +47,14 @@ FOLDERS = {f"resia.runtime.{name}": str(_RUNTIME / name) for name in ("sandbox",
 
 class Kind(NamedTuple):
     """What a server forks. `guest` is the module inside that says how it begins and goes on; `folders` are our own
-    packages that it reads; `setup` is told it once; `what` names what runs there, for a person."""
+    packages that it reads; `setup` is told it once; `environment` is beyond the few variables that all have; `what`
+    names what runs there, for a person."""
 
     what: str
     guest: str
     folders: Mapping[str, str]
     setup: Mapping[str, Any]
+    environment: Mapping[str, str] = {}
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -153,6 +155,7 @@ class Server:
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONHASHSEED": "0",
             "HOME": "/tmp",
+            **kind.environment,
         }
         with far, contextlib.ExitStack() as undo:
             undo.callback(self._control.close)

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import platformdirs
 
 from resia.domains.trimul.roofline import Device
+from resia.events.errors import UsageError
 
 POLL_S = 0.05
 
@@ -25,16 +27,27 @@ def lease_path(device: Device, folder: Path | None = None) -> Path:
 
 @contextmanager
 def lease(device: Device, folder: Path | None = None, busy: Callable[[], None] | None = None) -> Iterator[None]:
-    """Wait until nobody else holds `device`, and hold it; `busy` is called once if somebody does."""
+    """Wait until nobody else holds `device`, and hold it; `busy` is called once if somebody does. Raises UsageError
+    where no lease can be kept."""
     path = lease_path(device, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with _opened(path) as handle:
         held = not _taken(handle.fileno())
         if held and busy is not None:
             busy()
         while held and not _taken(handle.fileno()):
             time.sleep(POLL_S)
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
+    except OSError as cause:
+        raise UsageError(
+            f"the lease of this device cannot be kept in {path.parent} ({cause.strerror}): "
+            "set XDG_CACHE_HOME to a folder that can be written"
+        ) from cause
 
 
 def _taken(descriptor: int) -> bool:

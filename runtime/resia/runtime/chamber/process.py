@@ -7,28 +7,46 @@ against the clock here.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
 import resia.kernels
-from resia.domains.trimul.operator import Inputs
+from resia.domains.trimul.operator import Floats, Inputs
 from resia.domains.trimul.roofline import Device, cpu
 from resia.events.errors import SandboxError
 from resia.kernels.ports import FAILURES, Config, Limits, Ran
 
 from .arena import Arena, Laid
 from .forks import FOLDERS, Forks, Guest, Kind, Talk
-from .tiers import ATTEMPTS, candidates
+from .tiers import ATTEMPTS, OPEN_ON_GPU, candidates
 
 _FOLDERS = {**FOLDERS, "resia.kernels": str(Path(resia.kernels.__file__ or "").resolve().parent)}
+# What tells CUDA and Triton which GPU is meant, and where the driver and the compilers are.
+_OF_GPU = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_HOME",
+    "LD_LIBRARY_PATH",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "TRITON_LIBCUDA_PATH",
+)
+_PROGRAMS = "/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TRIED = """
 def custom_kernel(x, mask, weights, config):
     return x
 """
+
+
+def gpu_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """What a guest on a GPU is told beyond one on a processor. It must see the same GPU as this process, whose lease
+    is held; compilers ask for programs, and torch's for the user's name, which no file there tells."""
+    return {"PATH": _PROGRAMS, "USER": "kernel", "LOGNAME": "kernel"} | {k: own[k] for k in _OF_GPU if k in own}
 
 
 class ProcessChamber:
@@ -48,13 +66,14 @@ class ProcessChamber:
             "cpu_s": asked.cpu_s,
             "memory_bytes": asked.memory_bytes,
         }
-        kind = Kind("kernel file", "resia.runtime.chamber.kernel_guest", _FOLDERS, setup)
+        environment = {} if self.device.kind == "cpu" else gpu_environment(os.environ)
+        kind = Kind("kernel file", "resia.runtime.chamber.kernel_guest", _FOLDERS, setup, environment)
         self._forks = Forks(kind, candidates(self.device.kind, tuple(_FOLDERS.values())), self._attempt, unsafe_local)
 
     def _attempt(self, forks: Forks, known: str) -> None:
-        attempts = ATTEMPTS if self.device.kind == "cpu" else ATTEMPTS.replace("start a thread", "fork")
+        left_open = "" if self.device.kind == "cpu" else OPEN_ON_GPU
         with self._guest(forks) as candidate:
-            candidate.define(known + attempts + _TRIED, {})
+            candidate.define(known + left_open + ATTEMPTS + _TRIED, {})
 
     @property
     def tier(self) -> str:
@@ -73,7 +92,7 @@ class ProcessChamber:
         arena = Arena()
         try:
             with forks.guest(arena.fd) as talk:
-                candidate = ProcessCandidate(talk, arena, self._limits)
+                candidate = ProcessCandidate(talk, arena, self._limits, self.device.kind == "cpu")
                 try:
                     yield candidate
                 finally:
@@ -99,9 +118,9 @@ class ProcessCandidate(Guest):
 
     FAILURES: ClassVar[Sequence[str]] = FAILURES
 
-    def __init__(self, talk: Talk, arena: Arena, limits: Limits) -> None:
+    def __init__(self, talk: Talk, arena: Arena, limits: Limits, on_cpu: bool) -> None:
         super().__init__(talk, limits.cpu_s)
-        self._arena, self._limits = arena, limits
+        self._arena, self._limits, self._on_cpu = arena, limits, on_cpu
         self._begun()
 
     def define(self, source: str, config: Config) -> None:
@@ -121,12 +140,14 @@ class ProcessCandidate(Guest):
         self._send(b"G")
         self._heard("done")
         wall_us = (time.perf_counter_ns() - started) / 1000
-        return self._collected(laid, wall_us)
+        # Read at once, faster than a kernel that has put its work off could make them.
+        outputs = self._arena.outputs(laid) if self._on_cpu else ()
+        return self._collected(laid, wall_us, outputs)
 
-    def _collected(self, laid: Laid, wall_us: float) -> Ran:
+    def _collected(self, laid: Laid, wall_us: float, outputs: tuple[Floats, ...]) -> Ran:
         self._patience(self._limits.load_s)
         said = self._heard("ns")
         if len(said.ns) != len(laid.calls):
             raise SandboxError("crashed", f"named {len(said.ns)} times for {len(laid.calls)} calls")
         inside_us = tuple(ns / 1000 for ns in said.ns)
-        return Ran(self._arena.outputs(laid), self._arena.after(laid), inside_us, wall_us)
+        return Ran(outputs or self._arena.outputs(laid), self._arena.after(laid), inside_us, wall_us)

@@ -22,7 +22,11 @@ class Tier(NamedTuple):
 
 
 UNSAFE = Tier("unsafe-local: rlimits only", (), False)
-# What a guest runs before its own function is defined; it raises when the tier does not hold.
+# Folders that compilers and a GPU's driver look for programs in, and what some distributions lead there by.
+PROGRAMS = ("/bin", "/sbin", "/etc/alternatives")
+# What a guest runs before its own function is defined; it raises when the tier does not hold. OPEN names what a GPU's
+# driver needs, and what is therefore not tried.
+OPEN_ON_GPU = 'OPEN = ("start a thread", "fork", "run a program")\n'
 ATTEMPTS = """
 import os, socket, threading
 
@@ -32,7 +36,7 @@ def tried(attempt):
     except (PermissionError, RuntimeError, FileNotFoundError):
         return False
     except OSError as error:
-        return error.errno != 101  # no network to be reached
+        return error.errno not in (101, 111)  # no network; one of its own, where nobody listens
     return True
 
 reached = [
@@ -45,7 +49,7 @@ reached = [
         "fork": lambda: os.fork() or os._exit(0),
         "run a program": lambda: os.execv("/bin/true", ["true"]),
     }.items()
-    if tried(attempt)
+    if name not in globals().get("OPEN", ()) and tried(attempt)
 ]
 assert not reached, ", ".join(reached)
 """
@@ -69,19 +73,24 @@ def _wrapped(device: str, folders: tuple[str, ...]) -> Iterator[str]:
     yield from ("--unshare-all", "--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev")
     yield from ("--tmpfs", "/tmp", "--cap-drop", "ALL")
     for path in dict.fromkeys((*SYSTEM, sys.base_prefix, sys.prefix, *_packages())):
-        if Path(path).is_symlink():
-            yield from ("--symlink", os.readlink(path), path)
-        elif not path.startswith("/proc"):
-            yield from ("--ro-bind-try", path, path)
+        if not path.startswith("/proc"):
+            yield from _bound(path)
     for package in _packages():
         if Path(package, "resia").is_dir():
             yield from ("--tmpfs", str(Path(package, "resia")))
     for folder in folders:
         yield from ("--ro-bind", folder, folder)
     if device != "cpu":
+        for path in PROGRAMS:
+            yield from _bound(path)
         for node in sorted(Path("/dev").glob("nvidia*")):
             yield from ("--dev-bind", str(node), str(node))
         yield from ("--ro-bind-try", "/sys", "/sys", "--setenv", "HOME", "/tmp")
+
+
+def _bound(path: str) -> tuple[str, ...]:
+    """The path as it is outside, read-only; a link stays one."""
+    return ("--symlink", os.readlink(path), path) if Path(path).is_symlink() else ("--ro-bind-try", path, path)
 
 
 def _packages() -> list[str]:
