@@ -349,9 +349,14 @@ class Bus:
                     raise
             await asyncio.sleep(RECONNECT_WAIT_S)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there, or may come back; False once it is given up."""
+        return not self._client.is_closed
+
     def require_open(self, what: str) -> None:
         """BusError once the connection is given up."""
-        if self._client.is_closed:
+        if not self.is_open:
             raise BusError(f"{what}: the server went away for good")
 
     async def _registry(self) -> KeyValue:
