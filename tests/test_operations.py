@@ -58,6 +58,9 @@ async def test_a_granted_login_is_renewed_while_the_server_runs(home, monkeypatc
     await (await connect(access.url, new.login, new.password)).close()
     with pytest.raises(BusError):  # the server cut the connection, and does not take its password any more
         await connected.request("$JS.API.INFO", timeout=0.5)
+    assert not connected.is_open
+    with pytest.raises(BusError, match=r"go on: the log at nats://\S+ refuses user 'alerts_mail' .*: check --nats"):
+        connected.require_open("go on")
     await connected.close()
 
 
@@ -109,7 +112,7 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk, monke
     from resia.runtime import append
 
     monkeypatch.setattr(bus, "ACK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(append, "APPEND_TRIES", 1)
+    monkeypatch.setattr(append, "APPEND_FOR_S", 0.5)
     blobs = DirectoryBlobs(small_disk / "blobs")
     server = EmbeddedServer(small_disk / "store")
     access = server.start()

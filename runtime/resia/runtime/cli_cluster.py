@@ -27,7 +27,8 @@ def init(
     folder: FolderOption = FOLDER,
     renew: Annotated[bool, typer.Option(help="New certificates; passwords stay.")] = False,
     blobs: Annotated[
-        str | None, typer.Option(help="Where the blobs are: an fsspec URL, or 'jetstream'; default: the store's folder.")
+        str | None,
+        typer.Option(help="Where the blobs are: an fsspec URL, or 'jetstream'; default: the store's folder."),
     ] = None,
     json: JsonOption = False,
 ) -> int:
@@ -93,6 +94,8 @@ def status(
         for member in members:
             emit(member._asdict())
     else:
+        if not members:
+            say("no run was begun here yet, so no node holds a log")
         for member in members:
             about = "leads" if member.leads else "whole" if member.current else "down or behind"
             typer.echo(f"{member.name:10} {about}")

@@ -41,7 +41,7 @@ class Access(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Of a cluster: `url` lists its servers with commas between, `ca` is the file with the authority that signed their
     certificates (empty: those that the machine trusts), `replicas` is how many of them hold each new log. `blobs` is
-    where the blobs are: an fsspec URL, `jetstream` for the servers' own object store, empty for the folder of the store.
+    where the blobs are: an fsspec URL, `jetstream` for the servers' own object store, empty for the store's folder.
     """
 
     url: str

@@ -13,6 +13,7 @@ from resia.runtime.store import require_run
 async def looked(nats: str | None, run: str | None) -> list[Member]:
     """Servers that hold the log of `run`, or the registry of runs; one nameless member where a server stands alone.
 
+    Empty where a cluster holds no registry, since nobody has begun a run.
     Any login may ask. Raises UsageError and BusError as connecting does, UnknownName for a run that is not there.
     """
     if nats is None:
@@ -29,4 +30,4 @@ async def looked(nats: str | None, run: str | None) -> list[Member]:
 async def _members(bus: Bus, run: str | None) -> list[Member]:
     if run is not None:
         await require_run(bus, run)
-    return await bus.members(run) or [Member("the server", True, True)]
+    return await bus.members(run) or ([] if bus.is_clustered else [Member("the server", True, True)])
