@@ -10,7 +10,6 @@ from urllib.parse import unquote, urlsplit
 
 from resia.events.errors import UsageError
 
-
 _NOT_LET_IN = ("authorization violation", "authorization failed", "authentication")
 
 
