@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -89,11 +90,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def filled(path: Path) -> None:
-    """All that is free, taken."""
+def filled(path: Path, leave: int = 0) -> None:
+    """All that is free, taken, but for `leave` bytes."""
     with path.open("wb", buffering=0) as sink, suppress(OSError):
         while sink.write(bytes(2**20)) == 2**20:
             pass
+    os.truncate(path, max(0, path.stat().st_size - leave))
 
 
 async def until_refused(log: Bus, drafts: Iterator[Draft], acknowledged: list[str]) -> Draft:
@@ -142,6 +144,51 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk, monke
     assert blobs.get(kept) == b"k" * 2**20
     assert blobs.get(blobs.put(b"n" * 2**21)) == b"n" * 2**21
     await log.append("r", [refused])  # doing it again is safe either way
+    await log.close()
+    server.stop()
+
+
+async def test_part_of_a_batch_on_a_full_disk_is_not_taken_for_done(small_disk, monkeypatch):
+    from resia.events import RolloutFailed
+    from resia.runtime import append
+
+    monkeypatch.setattr(bus, "ACK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(append, "APPEND_FOR_S", 0.5)
+    server = EmbeddedServer(small_disk / "store")
+    access = server.start()
+    log = await connect(access.url, *access.login("admin"))
+    await log.create_registry()
+    await log.create_run("r")
+    writer = clerk("r", "task")
+
+    def batch(number: int) -> list[Draft]:
+        lost = [
+            RolloutFailed("e", "training", 0, "search", "i", n, "x" * 9000)
+            for n in range(50 * number, 50 * number + 50)
+        ]
+        return writer.drafts(genesis, 0, lost, "h", 50 * number)
+
+    await log.append("r", [clerk("r").genesis(requested())])
+    (genesis,) = [fact async for fact in log.read("r")]
+    await log.append("r", batch(0))
+    filler = small_disk / "filler"
+    filled(filler, leave=700 << 10)
+    taken = 1
+    with suppress(BusError):
+        while taken < 9:
+            await log.append("r", batch(taken))
+            taken += 1
+    there = await log.last_sequence("r")
+    assert there % 50 != 1, "part of a batch is seen"
+    assert there > 50 * taken, "and nobody was told that all of it is there"
+    await log.close()
+    server.stop()
+    filler.unlink()
+    access = server.start()
+    log = await connect(access.url, *access.login("admin"))
+    last = await log.last_sequence("r")
+    assert (last > there, last % 50) == (True, 1), "the server has completed it"
+    assert (await log.append("r", batch(last // 50 - 1))) == (last, True)
     await log.close()
     server.stop()
 

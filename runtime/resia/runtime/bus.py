@@ -631,6 +631,12 @@ class _Line(NamedTuple):
         sequence: int = found.seq
         return sequence
 
+    async def is_torn(self, run: str) -> bool:
+        with _unanswered(self.gone):
+            last = await self.stream.get_last_msg(names.stream(run), ">")
+        fields = last.headers or {}
+        return "Nats-Batch-Id" in fields and "Nats-Batch-Commit" not in fields
+
 
 async def _leave_the_silent(client: Client) -> None:
     """Break a connection whose server is silent. The client would do so in order, and over TLS wait half a minute for
