@@ -20,6 +20,7 @@ from resia.events.errors import BlobError, BusError
 from resia.runtime import bus, grants
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
+from resia.runtime.cli import main
 from resia.runtime.server import ACCESS, EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
@@ -90,10 +91,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def filled(path: Path, leave: int = 0) -> None:
-    """All that is free, taken, but for `leave` bytes."""
+def filled(path: Path, leave: int = 0, step: int = 2**20) -> None:
+    """All that is free, taken `step` bytes at a time, but for `leave` bytes."""
     with path.open("wb", buffering=0) as sink, suppress(OSError):
-        while sink.write(bytes(2**20)) == 2**20:
+        while sink.write(bytes(step)) == step:
             pass
     os.truncate(path, max(0, path.stat().st_size - leave))
 
@@ -146,6 +147,16 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk, monke
     await log.append("r", [refused])  # doing it again is safe either way
     await log.close()
     server.stop()
+
+
+def test_a_disk_without_any_room_is_told_in_one_sentence(small_disk, capsys):
+    (small_disk / "store").mkdir()
+    filled(small_disk / "filler")
+    filled(small_disk / "rest", step=1)
+    assert main(["status", "--store", str(small_disk / "store")]) == 1
+    said = capsys.readouterr().err
+    assert "resia: a disk is full ([Errno 28] No space left on device): make some room on it by other means" in said
+    assert "Traceback" not in said
 
 
 async def test_part_of_a_batch_on_a_full_disk_is_not_taken_for_done(small_disk, monkeypatch):
