@@ -60,6 +60,11 @@ class Access(msgspec.Struct, frozen=True, omit_defaults=True):
         """User and password of `role`; both empty when the server asks for none."""
         return (role, self.passwords[role]) if role in self.passwords else ("", "")
 
+    @property
+    def looker(self) -> str:
+        """The login to look with: the reader's, or another's that may read too."""
+        return READER if READER in self.passwords else min(self.passwords, default=READER)
+
     def require(self, role: str) -> None:
         """UsageError when the passwords are others' and not that of `role`."""
         if self.passwords and role not in self.passwords:

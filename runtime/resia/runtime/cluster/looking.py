@@ -5,7 +5,6 @@ from __future__ import annotations
 from resia.events.errors import UsageError
 from resia.runtime.bus import Bus, reach
 from resia.runtime.logins import access_to
-from resia.runtime.permissions import READER
 from resia.runtime.protocol import Member
 from resia.runtime.store import require_run
 
@@ -19,8 +18,7 @@ async def looked(nats: str | None, run: str | None) -> list[Member]:
     if nats is None:
         raise UsageError("name the cluster with --nats FILE, a login file of resia cluster init")
     access = access_to(nats)
-    role = READER if READER in access.passwords or not access.passwords else min(access.passwords)
-    bus = await reach(access, role)
+    bus = await reach(access, access.looker)
     try:
         return await _members(bus, run)
     finally:
