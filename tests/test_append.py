@@ -13,8 +13,9 @@ from resia.runtime.append import Unanswered, append
 class Line:
     """A log in memory that says `first` before it takes anything, and loses the answer of the attempts in `mute`."""
 
-    def __init__(self, *first: dict[str, object], mute: int = 0) -> None:
+    def __init__(self, *first: dict[str, object], mute: int = 0, torn: int = 0) -> None:
         self.first, self.mute, self.stored, self.asked = list(first), mute, dict[str, int](), 0
+        self.torn = torn
 
     async def ask(self, subject, data, fields):
         self.asked += 1
@@ -33,6 +34,10 @@ class Line:
 
     async def find(self, run, subject):
         return self.stored.get(subject)
+
+    async def is_torn(self, run):
+        self.torn -= 1
+        return self.torn >= 0
 
 
 PASSING = [
@@ -60,6 +65,21 @@ async def test_a_lost_answer_is_found_and_not_written_twice():
     line = Line(mute=1)
     assert await append(line, "r", drafts_of("r", [step(1)]), None) == (1, True)
     assert len(line.stored) == 1
+
+
+async def test_part_of_a_batch_is_not_taken_for_all_of_it():
+    drafts, line = drafts_of("r", [step(n) for n in range(3)]), Line(torn=2)
+    line.stored = {draft.subject: number for number, draft in enumerate(drafts, 1)}
+    assert await append(line, "r", drafts, None) == (3, True)
+    assert line.asked == 3, "asked until the log ended with a whole batch"
+
+
+async def test_a_log_that_stays_torn_is_told(monkeypatch):
+    monkeypatch.setattr(module, "APPEND_FOR_S", -1.0)
+    drafts, line = drafts_of("r", [step(n) for n in range(3)]), Line(torn=9)
+    line.stored = {drafts[0].subject: 1}
+    with pytest.raises(BusError, match=r"the log ends amid a batch: is its disk full\?\): bring the server back"):
+        await append(line, "r", drafts, None)
 
 
 async def test_a_fence_that_moved_is_no_matter_of_waiting():

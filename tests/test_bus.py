@@ -32,8 +32,8 @@ async def test_append_twice_appends_once(bus, run):
 
 async def test_batch_is_atomic_and_idempotent(bus, run):
     drafts = drafts_of(run, [step(n) for n in range(50)])
-    await bus.append(run, drafts)
-    assert (await bus.append(run, drafts)).already
+    first = await bus.append(run, drafts)
+    assert await bus.append(run, drafts) == (first.sequence, True), "where it ended, both times"
     read = await facts(bus, run)
     assert [f.sequence for f in read] == list(range(1, 51))
     assert [f.event.step for f in read] == list(range(50))

@@ -5,6 +5,7 @@ Faults of nodes in the middle of whole runs are `make chaos-cluster`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -23,8 +24,9 @@ from resia.runtime.cli import main
 from resia.runtime.cluster.credentials import NODES, make
 from resia.runtime.cluster.nodes import Nodes
 from resia.runtime.connecting import target_of
+from resia.runtime.doctor_log import look
 from resia.runtime.logins import access_to, address
-from resia.runtime.permissions import READER, Access
+from resia.runtime.permissions import BLOBS, JETSTREAM, READER, WORKERS, Access
 from resia.runtime.server import binary
 from resia.runtime.store import Store, opened
 
@@ -75,6 +77,21 @@ def test_secrets_are_made_once_and_are_the_owners_alone(tmp_path):
             assert path.stat().st_mode & 0o077 == 0, path
 
 
+def test_the_place_of_blobs_stays_until_another_is_named(tmp_path):
+    folder, stored = tmp_path / "secrets", f"$O.{BLOBS}.>"
+    assert make(folder, blobs=JETSTREAM)
+    certificate, users = (folder / "nats-1.pem").read_bytes(), (folder / "users.conf").read_text()
+    assert users.count(stored) == len(WORKERS), "every role may store there"
+    assert not make(folder)
+    assert not make(folder, blobs=JETSTREAM)
+    assert access_to(str(folder / "compose" / "task.json")).blobs == JETSTREAM
+    assert make(folder, blobs="s3://bucket/folder")
+    assert (folder / "nats-1.pem").read_bytes() == certificate, "no new certificates for that"
+    assert stored not in (folder / "users.conf").read_text()
+    assert make(folder, renew=True)
+    assert {access_to(str(path)).blobs for path in (folder / "compose").glob("*.json")} == {"s3://bucket/folder"}
+
+
 def test_a_login_file_holds_its_own_password_and_nobody_elses(folder):
     for role in (*ROLES, READER):
         assert set(access_to(str(folder / "compose" / f"{role}.json")).passwords) == {role}
@@ -82,6 +99,16 @@ def test_a_login_file_holds_its_own_password_and_nobody_elses(folder):
     assert set(admin.passwords) == {"admin", READER}
     assert admin.replicas == len(NODES)
     assert admin.ca == str(folder.resolve() / "compose" / "ca.pem"), "where compose.yaml mounts it beside the file"
+
+
+def test_before_the_first_run_no_node_holds_anything(nodes, logins, tmp_path, capsys):
+    task = str(logins / "task.json")
+    assert main(["cluster", "status", "--nats", task]) == 0
+    assert capsys.readouterr() == ("", "resia: no run was begun here yet, so no node holds a log\n")
+    found = {check.name: check for check in asyncio.run(look(Store(tmp_path, task), None))}
+    assert found["clock"].detail == "not compared: a server tells its time once a run was begun there"
+    assert found["replicas"].detail == "nobody has begun a run in this cluster yet"
+    assert found["permissions"].detail == "each may do its part and no more: task", "a worker's login is enough to look"
 
 
 async def test_a_killed_leader_loses_nothing_and_the_next_goes_on(nodes, logins):
@@ -101,7 +128,7 @@ async def test_a_killed_leader_loses_nothing_and_the_next_goes_on(nodes, logins)
         os.kill(pid, signal.SIGKILL)
         assert not (await other.append("led", later)).already
         assert (await bus.members("led"))[0].name != leader.name
-        assert await other.append("led", batch) == (2, True), "what was acknowledged stands, and is not written twice"
+        assert await other.append("led", batch) == (6, True), "what was acknowledged stands, and is not written twice"
         assert first.sequence == 6
         assert [fact.sequence async for fact in bus.read("led")] == list(range(1, 9))
         assert await bus.last_sequence("led") == 8
@@ -163,6 +190,14 @@ def test_who_leads_is_shown(nodes, logins, capsys, monkeypatch):
     members = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [member["leads"] for member in members] == [True, False, False]
     assert {member["name"] for member in members} == set(NODES)
+
+
+async def test_a_cluster_at_rest_is_not_taken_for_one_server(logins, tmp_path):
+    bus = await reach(access_to(str(logins / "all.json")), "admin")
+    await bus.create_registry()
+    await bus.close()
+    found = {check.name: check for check in await look(Store(tmp_path, str(logins / "reader.json")), None)}
+    assert (found["replicas"].status, found["replicas"].detail) == ("ok", "each log is on 3 servers")
 
 
 async def test_a_worker_is_no_administrator(tmp_path, logins):

@@ -13,6 +13,7 @@ import pytest
 from resia.events.subjects import ROLES
 from resia.runtime.cli import app
 from resia.runtime.cluster import credentials, nodes
+from resia.runtime.leaving import GRACE_S
 
 yaml = pytest.importorskip("yaml", reason="compose.yaml is read with PyYAML")
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,13 @@ def test_a_service_is_watched_limited_and_without_rights(name):
     assert int(user) > 0
     assert int(group) > 0
     assert "ports" not in service, "nobody outside needs the log"
+
+
+@pytest.mark.parametrize("role", WORKERS)
+def test_a_worker_has_time_to_leave_and_leases_what_its_neighbours_see(role):
+    service = SERVICES[role]
+    assert int(service["stop_grace_period"].removesuffix("s")) > GRACE_S
+    assert f"cache:{service['environment']['XDG_CACHE_HOME']}" in service["volumes"]
 
 
 @each

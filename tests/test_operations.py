@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from resia.events.errors import BlobError, BusError
 from resia.runtime import bus, grants
 from resia.runtime.blobs import DirectoryBlobs
 from resia.runtime.bus import Bus, connect
+from resia.runtime.cli import main
 from resia.runtime.server import ACCESS, EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,9 @@ async def test_a_granted_login_is_renewed_while_the_server_runs(home, monkeypatc
     await (await connect(access.url, new.login, new.password)).close()
     with pytest.raises(BusError):  # the server cut the connection, and does not take its password any more
         await connected.request("$JS.API.INFO", timeout=0.5)
+    assert not connected.is_open
+    with pytest.raises(BusError, match=r"go on: the log at nats://\S+ refuses user 'alerts_mail' .*: check --nats"):
+        connected.require_open("go on")
     await connected.close()
 
 
@@ -86,11 +91,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def filled(path: Path) -> None:
-    """All that is free, taken."""
+def filled(path: Path, leave: int = 0, step: int = 2**20) -> None:
+    """All that is free, taken `step` bytes at a time, but for `leave` bytes."""
     with path.open("wb", buffering=0) as sink, suppress(OSError):
-        while sink.write(bytes(2**20)) == 2**20:
+        while sink.write(bytes(step)) == step:
             pass
+    os.truncate(path, max(0, path.stat().st_size - leave))
 
 
 async def until_refused(log: Bus, drafts: Iterator[Draft], acknowledged: list[str]) -> Draft:
@@ -109,7 +115,7 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk, monke
     from resia.runtime import append
 
     monkeypatch.setattr(bus, "ACK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(append, "APPEND_TRIES", 1)
+    monkeypatch.setattr(append, "APPEND_FOR_S", 0.5)
     blobs = DirectoryBlobs(small_disk / "blobs")
     server = EmbeddedServer(small_disk / "store")
     access = server.start()
@@ -139,6 +145,61 @@ async def test_a_full_disk_loses_nothing_that_was_acknowledged(small_disk, monke
     assert blobs.get(kept) == b"k" * 2**20
     assert blobs.get(blobs.put(b"n" * 2**21)) == b"n" * 2**21
     await log.append("r", [refused])  # doing it again is safe either way
+    await log.close()
+    server.stop()
+
+
+def test_a_disk_without_any_room_is_told_in_one_sentence(small_disk, capsys):
+    (small_disk / "store").mkdir()
+    filled(small_disk / "filler")
+    filled(small_disk / "rest", step=1)
+    assert main(["status", "--store", str(small_disk / "store")]) == 1
+    said = capsys.readouterr().err
+    assert "resia: a disk is full ([Errno 28] No space left on device): make some room on it by other means" in said
+    assert "Traceback" not in said
+
+
+async def test_part_of_a_batch_on_a_full_disk_is_not_taken_for_done(small_disk, monkeypatch):
+    from resia.events import RolloutFailed
+    from resia.runtime import append
+
+    monkeypatch.setattr(bus, "ACK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(append, "APPEND_FOR_S", 0.5)
+    server = EmbeddedServer(small_disk / "store")
+    access = server.start()
+    log = await connect(access.url, *access.login("admin"))
+    await log.create_registry()
+    await log.create_run("r")
+    writer = clerk("r", "task")
+
+    def batch(number: int) -> list[Draft]:
+        lost = [
+            RolloutFailed("e", "training", 0, "search", "i", n, "x" * 9000)
+            for n in range(50 * number, 50 * number + 50)
+        ]
+        return writer.drafts(genesis, 0, lost, "h", 50 * number)
+
+    await log.append("r", [clerk("r").genesis(requested())])
+    (genesis,) = [fact async for fact in log.read("r")]
+    await log.append("r", batch(0))
+    filler = small_disk / "filler"
+    filled(filler, leave=700 << 10)
+    taken = 1
+    with suppress(BusError):
+        while taken < 9:
+            await log.append("r", batch(taken))
+            taken += 1
+    there = await log.last_sequence("r")
+    assert there % 50 != 1, "part of a batch is seen"
+    assert there > 50 * taken, "and nobody was told that all of it is there"
+    await log.close()
+    server.stop()
+    filler.unlink()
+    access = server.start()
+    log = await connect(access.url, *access.login("admin"))
+    last = await log.last_sequence("r")
+    assert (last > there, last % 50) == (True, 1), "the server has completed it"
+    assert (await log.append("r", batch(last // 50 - 1))) == (last, True)
     await log.close()
     server.stop()
 

@@ -308,13 +308,16 @@ async def test_no_role_opens_the_test_a_second_time(bus, run, connected):
     assert await facts(bus, run) == before
 
 
-async def test_a_worker_without_a_run_serves_all_as_they_appear(tmp_path):
+async def test_a_worker_without_a_run_serves_all_as_they_appear(tmp_path, monkeypatch):
+    monkeypatch.setattr("resia.runtime.bus.WATCH_S", 0.1)
     server = EmbeddedServer(tmp_path)
     access = server.start()
     bus = await connect(access.url, *access.login("admin"))
-    await bus.create_registry()
     role = Toy().role()
     task = asyncio.create_task(serve_runs(bus, role, lambda name: clerk(name, "feedback")))
+    assert await bus.runs() == [], "nobody has begun any run here yet, and the worker waits for the first"
+    assert await bus.find_run("first") is None
+    await bus.create_registry()
     for name in ("first", "second"):
         await bus.create_run(name)
         await begin(bus, name)

@@ -18,6 +18,7 @@ import msgspec
 from resia.replay.digest import digest
 from resia.replay.fold import fold
 from resia.runtime.lifeline import die_with_parent
+from resia.runtime.logs import configure_command_logs
 
 from . import cluster, scenarios
 from .actors import quicken
@@ -35,6 +36,7 @@ MISSED_SHARE = 0.03
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: nothing divergent, lost, duplicated or stuck. 1: something was. 3: the harness itself failed."""
     given = _parser().parse_args(arguments)
+    configure_command_logs()
     if not given.cluster:  # whose stalls are the product's own
         quicken()
     base = Path(tempfile.mkdtemp(prefix="resia-chaos-"))

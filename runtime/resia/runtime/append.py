@@ -44,6 +44,10 @@ class Line(Protocol):
         """Sequence of the last event on `subject` of `run`, None when there is none."""
         ...
 
+    async def is_torn(self, run: str) -> bool:
+        """Whether the log of `run` ends amid a batch, so that a part of it can be seen and the rest not yet."""
+        ...
+
 
 async def append(line: Line, run: str, drafts: Sequence[Draft], fence: int | None) -> Appended:
     """Append `drafts` as `Bus.append` promises."""
@@ -105,7 +109,7 @@ async def _refused(
     # A batch is whole or absent, so its first member speaks for it, or the outcome that it ends with.
     present = await line.find(run, _guard(run, drafts) or drafts[0].subject)
     if present is not None:
-        return Appended(present, True)
+        return await _there(line, run, drafts, present)
     if passing(refusal):
         raise Unanswered(text)
     if code == _WRONG_LAST_SEQUENCE:
@@ -115,6 +119,16 @@ async def _refused(
     if "sealed" in text.lower():
         raise BusError(f"run '{run}' is sealed: it takes no more events")
     raise BusError(f"append to run '{run}': {text}")
+
+
+async def _there(line: Line, run: str, drafts: Sequence[Draft], present: int) -> Appended:
+    """What was committed before. A server whose disk is full shows part of a batch that it refused, and completes it
+    when it is started again: until then nobody may take it for done."""
+    if len(drafts) == 1:
+        return Appended(present, True)
+    if await line.is_torn(run):
+        raise Unanswered("the log ends amid a batch: is its disk full?")
+    return Appended(await line.find(run, drafts[-1].subject) or present, True)
 
 
 def _guard(run: str, drafts: Sequence[Draft]) -> str | None:

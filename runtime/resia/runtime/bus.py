@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -32,7 +33,7 @@ from resia.events.errors import BusError, Tampered, UsageError
 from .append import APPEND_TRIES, Unanswered, append, passing
 from .append import BATCH_LIMIT as BATCH_LIMIT
 from .bulk import Address, Stored
-from .connecting import refused, target_of
+from .connecting import lost, refused, target_of
 from .logreader import Arrivals, batches, stored_in_bulk
 from .permissions import SCHEMAS, Access, inbox
 from .protocol import Appended, Heard, Member, RunEntry, logged, position
@@ -51,6 +52,7 @@ PING_S, PINGS = 1.0, 5  # a server that leaves so many unanswered has stopped, o
 AGAIN_S = 0.2  # for what was given back a moment ago: it is there at once, or another has it
 MAX_IN_HAND = 64  # messages of a durable that its processes hold together: who asks beyond it waits
 DEFAULT_PORT = 4222
+HEARD = 8  # of the client's latest errors are kept, to say why a connection was given up
 _TOO_FEW_NODES = (10005, 10074)  # a cluster that lacks some, and a server that is none
 _Answer = TypeVar("_Answer")
 
@@ -112,9 +114,13 @@ class Bus:
     `login` is the user and password to make a further connection with, empty where the server asks for none.
     """
 
-    def __init__(self, client: Client, login: tuple[str, str] = ("", ""), replicas: int = 1) -> None:
+    def __init__(
+        self, client: Client, login: tuple[str, str] = ("", ""), replicas: int = 1, gone: Callable[[], str] = str
+    ) -> None:
+        """`gone` says why the connection was given up."""
         self._client = client
         self._login = login
+        self._gone = gone
         self._replicas = replicas
         self._clustered = bool(client._server_info.get("cluster"))
         self._ack_s = min(CLUSTER_ACK_S, ACK_TIMEOUT_S) if self._clustered else ACK_TIMEOUT_S
@@ -178,20 +184,25 @@ class Bus:
         async def found() -> RunEntry | None:
             try:
                 entry = await (await self._registry()).get(run)
-            except nats.js.errors.KeyNotFoundError:
-                return None
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.BucketNotFoundError):
+                return None  # nobody has begun any run here yet, where there is no registry
             return msgspec.json.decode(entry.value, type=RunEntry) if entry.value else None
 
         return await self._answered(f"look up run '{run}'", found)
 
     async def runs(self) -> list[RunEntry]:
-        """Every run in the registry, by name."""
+        """Every run in the registry, by name; none where nobody has begun one yet."""
         prefix = f"$KV.{REGISTRY}."
-        # The client's own keys() may end before the first key has come.
-        info = await self._answered(
-            "list the runs", lambda: self._js.stream_info(f"KV_{REGISTRY}", subjects_filter=f"{prefix}>")
-        )
-        subjects = sorted(info.state.subjects or {})
+
+        async def listed() -> list[str]:
+            # The client's own keys() may end before the first key has come.
+            try:
+                info = await self._js.stream_info(f"KV_{REGISTRY}", subjects_filter=f"{prefix}>")
+            except nats.js.errors.NotFoundError:
+                return []
+            return sorted(info.state.subjects or {})
+
+        subjects = await self._answered("list the runs", listed)
         found = [await self.find_run(subject.removeprefix(prefix)) for subject in subjects]
         return [entry for entry in found if entry is not None]
 
@@ -349,10 +360,20 @@ class Bus:
                     raise
             await asyncio.sleep(RECONNECT_WAIT_S)
 
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the server is one of several."""
+        return self._clustered
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there, or may come back; False once it is given up."""
+        return not self._client.is_closed
+
     def require_open(self, what: str) -> None:
         """BusError once the connection is given up."""
-        if self._client.is_closed:
-            raise BusError(f"{what}: the server went away for good")
+        if not self.is_open:
+            raise BusError(f"{what}: {self._gone()}")
 
     async def _registry(self) -> KeyValue:
         return await self._js.key_value(REGISTRY)
@@ -367,7 +388,7 @@ class Bus:
         `fence` is the sequence of the last decision the caller has folded (0: none); when another decision stands
         there FenceMoved is raised. A lost acknowledgement is retried: the expectations make that safe.
         """
-        return await append(_Line(self._client, self._js, self._ack_s), run, drafts, fence)
+        return await append(_Line(self._client, self._js, self._ack_s, self._gone), run, drafts, fence)
 
     # -- read -------------------------------------------------------------------------------------------------
 
@@ -546,7 +567,7 @@ async def connect(url: str, user: str = "", password: str = "", *, ca: str = "",
     target = target_of(url, user, password, ca)
     options: dict[str, Any] = {"user": target.user, "password": target.password} if target.user else {}
     options |= {"inbox_prefix": inbox(target.user), "tls": target.tls}
-    said: list[str] = []
+    said = deque[str](maxlen=HEARD)
 
     async def on_error(error: Exception) -> None:
         said.append(str(error) or type(error).__name__)
@@ -575,7 +596,11 @@ async def connect(url: str, user: str = "", password: str = "", *, ca: str = "",
         raise BusError(
             f"the server at {target.address} is {found}; resia needs {needed} or newer, for atomic batches: upgrade it"
         )
-    return Bus(client, (target.user, target.password), replicas)
+
+    def gone() -> str:
+        return lost(target, [*said, str(client.last_error or "")])
+
+    return Bus(client, (target.user, target.password), replicas, gone)
 
 
 class _Line(NamedTuple):
@@ -584,9 +609,10 @@ class _Line(NamedTuple):
     client: Client
     stream: JetStreamContext
     ack_s: float
+    gone: Callable[[], str]
 
     async def ask(self, subject: str, data: bytes, fields: dict[str, str]) -> dict[str, Any]:
-        with _unanswered():
+        with _unanswered(self.gone):
             message = await self.client.request(subject, data, timeout=self.ack_s, headers=fields)
         return msgspec.json.decode(message.data, type=dict) if message.data else {}
 
@@ -597,13 +623,19 @@ class _Line(NamedTuple):
             raise Unanswered(f"{type(cause).__name__}: {cause}") from cause
 
     async def find(self, run: str, subject: str) -> int | None:
-        with _unanswered():
+        with _unanswered(self.gone):
             try:
                 found = await self.stream.get_last_msg(names.stream(run), subject)
             except nats.js.errors.NotFoundError:
                 return None
         sequence: int = found.seq
         return sequence
+
+    async def is_torn(self, run: str) -> bool:
+        with _unanswered(self.gone):
+            last = await self.stream.get_last_msg(names.stream(run), ">")
+        fields = last.headers or {}
+        return "Nats-Batch-Id" in fields and "Nats-Batch-Commit" not in fields
 
 
 async def _leave_the_silent(client: Client) -> None:
@@ -617,11 +649,11 @@ async def _leave_the_silent(client: Client) -> None:
 
 
 @contextmanager
-def _unanswered() -> Iterator[None]:
+def _unanswered(gone: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except nats.errors.ConnectionClosedError as cause:
-        raise BusError("append: the server went away for good") from cause
+        raise BusError(f"append: {gone()}") from cause
     except (TimeoutError, nats.errors.Error) as cause:
         raise Unanswered(f"{type(cause).__name__}: {cause}") from cause
 

@@ -6,6 +6,7 @@ with --json standard output holds one JSON object a line.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -96,6 +97,9 @@ for group in (
     group.register(app)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run a command and give its exit code; a person's mistake is one sentence and no traceback."""
     try:
@@ -111,6 +115,11 @@ def main(args: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return DONE  # the reader of our output has seen enough
+    except OSError as cause:
+        if cause.errno not in FULL:
+            raise
+        say(f"a disk is full ({cause}): make some room on it by other means, and ask again (docs/operations.md)")
+        return FAILED
     except typer.TyperException as cause:
         text = cause.format_message()
         sys.stderr.write(f"{text}\n") if text.startswith("Usage:") else say(text)

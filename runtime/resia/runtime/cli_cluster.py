@@ -26,12 +26,17 @@ def register(parent: typer.Typer) -> None:
 def init(
     folder: FolderOption = FOLDER,
     renew: Annotated[bool, typer.Option(help="New certificates; passwords stay.")] = False,
-    blobs: Annotated[str, typer.Option(help="fsspec URL of the blobs for compose.yaml; default: its volume.")] = "",
+    blobs: Annotated[
+        str | None,
+        typer.Option(help="Where the blobs are: an fsspec URL, or 'jetstream'; default: the store's folder."),
+    ] = None,
     json: JsonOption = False,
 ) -> int:
     """Make certificates, passwords and a login file a role, for compose.yaml and for `resia cluster up`."""
     from .cluster.credentials import make
+    from .logins import check_blobs
 
+    check_blobs(blobs or "")
     made = make(folder, renew=renew, blobs=blobs)
     if json:
         emit({"folder": str(folder), "made": made})
@@ -89,6 +94,8 @@ def status(
         for member in members:
             emit(member._asdict())
     else:
+        if not members:
+            say("no run was begun here yet, so no node holds a log")
         for member in members:
             about = "leads" if member.leads else "whole" if member.current else "down or behind"
             typer.echo(f"{member.name:10} {about}")

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from resia.events import GateSettings, RunSettings
 from resia.events.errors import UnknownName, UsageError
 
+from .permissions import Access
+
 STALLED_S = 1800.0  # longer than a large model takes to load
 MAX_RUNS = 500
 # A field's default is what a log without the field means; a new run takes the present rules.
@@ -36,7 +38,7 @@ class ProcessConfig(BaseModel):
     role: str
     worker: str
     blobs: Path
-    shared: str = ""  # fsspec URL of the blobs, whose cache `blobs` then is
+    shared: str = ""  # where the blobs are that `blobs` is then a cache of: see Access
     cache: Path | None = None
     run: str | None = None  # None: serve every active run
     unsafe_local: bool = False
@@ -45,6 +47,11 @@ class ProcessConfig(BaseModel):
     max_runs: int = MAX_RUNS  # served at once; more wait
     beat: Path | None = None  # file that is touched as long as the process is not frozen
     metrics: str | None = None  # PORT or HOST:PORT that they are served at
+
+    @property
+    def access(self) -> Access:
+        """How this process reaches the log and the blobs."""
+        return Access(self.url, {self.user: self.password} if self.user else {}, self.ca, blobs=self.shared)
 
 
 def load_settings(path: Path | None, overrides: Sequence[str] = (), base: RunSettings | None = None) -> RunSettings:

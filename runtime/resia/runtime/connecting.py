@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from resia.events.errors import UsageError
 
+_NOT_LET_IN = ("authorization violation", "authorization failed", "authentication")
+
 
 class Target(NamedTuple):
     """Servers to try, without who asks; `tls` None: encrypt only where the address says so."""
@@ -58,7 +60,7 @@ def refused(target: Target, said: Sequence[str]) -> str:
     `said` is what came of each attempt: of several nodes one may be down while another says what is really wrong.
     """
     address = ",".join(_bare(server) for server in target.servers)
-    if why := _with(said, "authorization violation", "authentication"):
+    if why := _with(said, *_NOT_LET_IN):
         who = f"user '{target.user}'" if target.user else "a connection without a user"
         return f"the log at {address} refuses {who} ({why}): check --nats, its user and its password"
     if _with(said, "certificate has expired", "certificate expired"):
@@ -68,6 +70,13 @@ def refused(target: Target, said: Sequence[str]) -> str:
             f"the certificate of the log at {address} is not trusted ({why}): name who signed it, 'ca' in a login file"
         )
     return f"no event log answers at {address} ({said[-1]}): start the server, or check --nats and its user"
+
+
+def lost(target: Target, said: Sequence[str]) -> str:
+    """Why a connection that was there was given up: a password or a certificate that ended, or no server came back."""
+    if _with(said, *_NOT_LET_IN, "certificate"):
+        return refused(target, said)
+    return "the server went away for good"
 
 
 def _with(said: Sequence[str], *telling: str) -> str:

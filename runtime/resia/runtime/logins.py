@@ -12,7 +12,7 @@ import msgspec
 
 from resia.events.errors import UsageError
 
-from .permissions import Access
+from .permissions import JETSTREAM, Access
 
 
 def access_to(nats: str) -> Access:
@@ -31,8 +31,18 @@ def access_to(nats: str) -> Access:
         raise UsageError(f"the login file {nats} cannot be read ({cause}): take one of resia cluster init") from None
     if not access.url or access.replicas < 1:
         raise UsageError(f"the login file {nats} has no url, or replicas below 1: take one of resia cluster init")
+    check_blobs(access.blobs)
     ca = str(path.parent.resolve() / access.ca) if access.ca else ""
     return msgspec.structs.replace(access, ca=ca)
+
+
+def check_blobs(blobs: str) -> None:
+    """UsageError for what is no place of blobs; whether it can be reached is seen when it is used."""
+    if blobs and blobs != JETSTREAM and "://" not in blobs and not blobs.startswith("/"):
+        raise UsageError(
+            f"blobs are in '{blobs[:80]}', which is no place for them: name an fsspec URL such as s3://bucket/folder,"
+            f" or '{JETSTREAM}' for the servers' own object store"
+        )
 
 
 def address(nats: str) -> str:

@@ -21,6 +21,8 @@ from resia.events.subjects import ROLES
 READER = "reader"  # who may look and write nothing
 RESERVED = frozenset({"admin", READER, "user"})  # logins that no worker can have as its role
 SCHEMAS = "resia-schemas"  # the bucket of custom namespaces
+BLOBS = "resia-blobs"  # the object store of blobs, where they are kept by the log's servers
+JETSTREAM = "jetstream"  # stands for it in a login file
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 WORKERS = tuple(role for role in ROLES if role != "user")
 _READ = (
@@ -39,7 +41,7 @@ class Access(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Of a cluster: `url` lists its servers with commas between, `ca` is the file with the authority that signed their
     certificates (empty: those that the machine trusts), `replicas` is how many of them hold each new log. `blobs` is
-    an fsspec URL where the blobs are, empty for the folder of the store.
+    where the blobs are: an fsspec URL, `jetstream` for the servers' own object store, empty for the store's folder.
     """
 
     url: str
@@ -57,6 +59,11 @@ class Access(msgspec.Struct, frozen=True, omit_defaults=True):
     def login(self, role: str) -> tuple[str, str]:
         """User and password of `role`; both empty when the server asks for none."""
         return (role, self.passwords[role]) if role in self.passwords else ("", "")
+
+    @property
+    def looker(self) -> str:
+        """The login to look with: the reader's, or another's that may read too."""
+        return READER if READER in self.passwords else min(self.passwords, default=READER)
 
     def require(self, role: str) -> None:
         """UsageError when the passwords are others' and not that of `role`."""
@@ -123,7 +130,7 @@ def users(access: Access, grants: Iterable[Grant] = ()) -> list[dict[str, Any]]:
         {"user": "admin", "password": passwords["admin"]},
         _user("user", passwords["user"], [*_READ, "resia.*.user.>"], "resia-live.>"),
         _user(READER, passwords[READER], list(_READ), "resia-live.>"),
-        *(_user(role, passwords[role], _of_role(role)) for role in WORKERS),
+        *(_user(role, passwords[role], [*_of_role(role), *_of_blobs(access)]) for role in WORKERS),
         *(_user(grant.login, grant.password, _of_grant(grant)) for grant in grants),
     ]
 
@@ -135,6 +142,11 @@ def _user(login: str, password: str, publish: list[str], *hears: str) -> dict[st
 
 def _of_role(role: str) -> list[str]:
     return [*_READ, *_durable(role), f"resia.*.{role}.>", f"resia-live.*.{role}"]
+
+
+def _of_blobs(access: Access) -> list[str]:
+    """To store blobs where the servers keep them; nobody but the admin can delete one."""
+    return [f"$O.{BLOBS}.>"] if access.blobs == JETSTREAM else []
 
 
 def _of_grant(grant: Grant) -> list[str]:

@@ -58,7 +58,8 @@ async def _serve(config: ProcessConfig, shift: Shift, watched: Watching) -> None
     beating = asyncio.create_task(_beat(config.beat))
     bus = watched.bus(await connect(config.url, config.user, config.password, ca=config.ca))
     await warn_of_clock(bus, time.time)
-    resources = watched.resources(blobs_at(config.blobs, config.shared), config.cache, config.unsafe_local, ranks)
+    blobs = blobs_at(config.blobs, config.access)
+    resources = watched.resources(blobs, config.cache, config.unsafe_local, ranks)
     chosen = role(config.role, resources, live_publisher(bus, config.role, shift))
 
     def clerk(run: str) -> Clerk:

@@ -74,6 +74,13 @@ class EmbeddedServer:
         if self._port is not None:
             _refuse_taken(self._port)
         self._lock = self._take_lock()
+        try:
+            return self._started()
+        except BaseException:  # a full disk, say: the folder is nobody's then
+            self.stop()
+            raise
+
+    def _started(self) -> Access:
         access = self._access()
         port = access.port
         (self._folder / ACCESS).unlink(missing_ok=True)  # of an earlier server: nobody answers there

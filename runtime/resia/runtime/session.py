@@ -27,6 +27,7 @@ from resia.replay.state import RunState
 from .bus import BATCH_LIMIT, Bus, reach
 from .config import ProcessConfig
 from .endpoint import check_endpoints, endpoint_digest
+from .object_shelf import create_bucket
 from .resources import KERNEL_DOMAINS, domain_for, model_folder, package_version
 from .server import STOPS_BYTES, Access
 from .serving_engine import check_engine, check_resumed, trained_rank
@@ -109,6 +110,7 @@ async def _launched(session: Session, request: RunRequested | None, watch: Watch
         bus = watched.bus(await reach(log.access, "admin"))
         try:
             await bus.create_registry()
+            await create_bucket(bus, log.access)
             settings = await _begin(bus, session, request)
             state = await _attend(bus, log, session, settings, watch, OBSERVED_S if watched.observers else 0.0)
             await bus.set_status(session.run, state.status)

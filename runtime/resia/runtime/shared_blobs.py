@@ -1,63 +1,126 @@
-"""Blobs that several machines share: in whatever store fsspec reaches (S3, a mount), with the folder as a cache.
+"""Blobs that several machines share, with the folder as a cache: in whatever store fsspec reaches (S3, a mount), or in
+the object store of the log's own servers.
 
-A blob is in the shared store before `put` returns, under `<first two digits>/<digest>`, and is verified whenever it is
-fetched. What is swept here is swept from this machine alone. fsspec is imported by the process that needs it.
+A blob is in the shared store before `put` returns, and is verified whenever it is fetched. What is swept here is swept
+from this machine alone. fsspec is imported by the process that needs it.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from resia.events import Blob
-from resia.events.errors import BlobError, UsageError, boundary
+from resia.events.errors import BlobError, BusError, UsageError, boundary
 from resia.events.ids import sha256
 
 from .blobs import DirectoryBlobs
+from .object_shelf import ObjectShelf
+from .permissions import JETSTREAM, Access
 
 
-def blobs_at(folder: Path, shared: str) -> DirectoryBlobs:
-    """The blobs of `folder`, and those at the fsspec URL `shared` where that is not empty."""
-    return SharedBlobs(folder, shared) if shared else DirectoryBlobs(folder)
+class Shelf(Protocol):
+    """Where all machines look: bytes under their digest, which are never changed. Errors are whatever it raises."""
+
+    place: str  # for messages
+
+    def size(self, digest: str) -> int | None:
+        """Bytes that are there under `digest`, None where nothing is."""
+        ...
+
+    def write(self, digest: str, data: bytes) -> None:
+        """`data` is durable when this returns."""
+        ...
+
+    def read(self, digest: str) -> bytes | None:
+        """What is there under `digest`, unverified; None where nothing is."""
+        ...
+
+
+def blobs_at(folder: Path, access: Access | None) -> DirectoryBlobs:
+    """The blobs of `folder`, and those where `access` says that they are shared, if it does."""
+    if access is None or not access.blobs:
+        return DirectoryBlobs(folder)
+    return SharedBlobs(folder, ObjectShelf(access) if access.blobs == JETSTREAM else FileShelf(access.blobs))
 
 
 class SharedBlobs(DirectoryBlobs):
-    """Implements events.Blobs over the fsspec URL `url`, for any number of machines; `folder` is this one's cache."""
+    """Implements events.Blobs over `shelf`, for any number of machines; `folder` is this one's cache."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, shelf: Shelf) -> None:
         super().__init__(folder)
-        self._url = url.rstrip("/")
-        self._files, self._root = _opened(self._url)
+        self._shelf = shelf
 
     def put(self, data: bytes, media: str = "application/octet-stream") -> Blob:
         """In the shared store when it returns. An object there of another size is written again."""
         blob = super().put(data, media)
-        where = self._where(blob.digest)
-        with boundary(BlobError, f"store blob {blob.digest[:12]} of {blob.size} bytes in {self._url}"):
-            if not self._files.exists(where) or self._files.size(where) != blob.size:
-                self._files.makedirs(self._files._parent(where), exist_ok=True)
-                self._files.pipe_file(where, data)
+        with self._tried(f"store blob {blob.digest[:12]} of {blob.size} bytes in {self._shelf.place}"):
+            if self._shelf.size(blob.digest) != blob.size:
+                self._shelf.write(blob.digest, data)
         return blob
 
     def has(self, digest: str) -> bool:
         if super().has(digest):
             return True
-        with boundary(BlobError, f"look for blob {digest[:12]} in {self._url}"):
-            return bool(self._files.exists(self._where(digest)))
+        with self._tried(f"look for blob {digest[:12]} in {self._shelf.place}"):
+            return self._shelf.size(digest) is not None
 
     def get(self, blob: Blob) -> bytes:
         """From the cache, or fetched into it. BlobError when it is nowhere whole."""
         with suppress(BlobError):  # not here, or damaged here
             return super().get(blob)
-        where = self._where(blob.digest)
-        with boundary(BlobError, f"read blob {blob.digest[:12]} from {self._url}"):
-            found: bytes | None = self._files.cat_file(where) if self._files.exists(where) else None
+        with self._tried(f"read blob {blob.digest[:12]} from {self._shelf.place}"):
+            found = self._shelf.read(blob.digest)
         if found is None:
-            raise BlobError(f"blob {blob.digest[:12]} ({blob.media}) is missing from {self._url}")
+            raise BlobError(f"blob {blob.digest[:12]} ({blob.media}) is missing from {self._shelf.place}")
         if sha256(found) != blob.digest:
-            raise BlobError(f"blob {blob.digest[:12]} in {self._url} does not match its digest: it was changed")
+            raise BlobError(
+                f"blob {blob.digest[:12]} in {self._shelf.place} does not match its digest: it was changed or damaged"
+            )
         super().put(found, blob.media)
+        return found
+
+    @contextmanager
+    def _tried(self, what: str) -> Iterator[None]:
+        with boundary(BlobError, what):
+            try:
+                yield
+            except BusError as cause:  # to whoever stores a blob it is no word on the log
+                raise BlobError(f"{what}: {cause}") from cause
+
+
+class FileShelf:
+    """Implements Shelf over the fsspec URL `url`: a file a blob, `<first two digits>/<digest>`.
+
+    UsageError when this process lacks what it needs for it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.place = url.rstrip("/")
+        self._files, self._root = _opened(self.place)
+        # fsspec writes a file of a mount in place, and syncs nothing.
+        self._mount = DirectoryBlobs(Path(self._root)) if "file" in self._files.protocol else None
+
+    def size(self, digest: str) -> int | None:
+        """See Shelf."""
+        where = self._where(digest)
+        return int(self._files.size(where)) if self._files.exists(where) else None
+
+    def write(self, digest: str, data: bytes) -> None:
+        """See Shelf."""
+        if self._mount is not None:
+            self._mount.put(data)
+            return
+        where = self._where(digest)
+        self._files.makedirs(self._files._parent(where), exist_ok=True)
+        self._files.pipe_file(where, data)
+
+    def read(self, digest: str) -> bytes | None:
+        """See Shelf."""
+        where = self._where(digest)
+        found: bytes | None = self._files.cat_file(where) if self._files.exists(where) else None
         return found
 
     def _where(self, digest: str) -> str:
@@ -65,7 +128,7 @@ class SharedBlobs(DirectoryBlobs):
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system and the folder that `url` names. UsageError when this process lacks what it needs for it."""
+    """The file system and the folder that `url` names."""
     try:
         from fsspec.core import url_to_fs
     except ImportError:

@@ -14,6 +14,7 @@ from resia.events.subjects import check_run
 from .blobs import DirectoryBlobs
 from .bus import Bus, connect, reach
 from .logins import access_to, address
+from .object_shelf import create_bucket
 from .protocol import IMPORTING, REMOVED, RunEntry
 from .server import READER, Access, EmbeddedServer
 from .shared_blobs import blobs_at
@@ -49,8 +50,7 @@ class Store(NamedTuple):
 
     def blobs(self) -> DirectoryBlobs:
         """The folder's blobs. Of an external server the folder remembers the address: its logs name them too."""
-        access = self.access()
-        blobs = blobs_at(self.folder / "blobs", access.blobs if access else "")
+        blobs = blobs_at(self.folder / "blobs", self.access())
         self._remember()
         return blobs
 
@@ -114,6 +114,7 @@ async def opened(store: Store, *, administrate: bool = False) -> AsyncIterator[B
         try:
             if own:
                 await bus.create_registry()
+                await create_bucket(bus, log.access)
             yield bus
         finally:
             await bus.close()

@@ -29,24 +29,29 @@ DAYS = 825
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
-def make(folder: Path, *, renew: bool = False, hosts: Sequence[str] = (), days: int = DAYS, blobs: str = "") -> bool:
+def make(
+    folder: Path, *, renew: bool = False, hosts: Sequence[str] = (), days: int = DAYS, blobs: str | None = None
+) -> bool:
     """Secrets of a cluster in `folder`; False when they are there already. `renew`: new certificates, old passwords.
 
-    `hosts` are further names or IPv4 addresses that the nodes answer under, `blobs` an fsspec URL for compose.yaml.
-    UsageError without openssl, or when the folder cannot be written.
+    `hosts` are further names or IPv4 addresses that the nodes answer under. `blobs`: where the blobs are, as in
+    Access; None leaves that as it is. UsageError without openssl, or when the folder cannot be written.
     """
-    if (folder / "users.conf").exists() and not renew:
+    there = (folder / "users.conf").exists()
+    if there and not renew and blobs in (None, blobs_of(folder)):
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        _certify(folder, hosts, days)
+        if renew or not there:
+            _certify(folder, hosts, days)
     except OSError as cause:
         raise UsageError(f"the folder {folder} cannot be used ({cause.strerror}): name another with --folder") from None
     passwords = _passwords(folder)
-    access = Access("", passwords)
+    access = Access("", passwords, blobs=blobs_of(folder) if blobs is None else blobs)
     write_private(folder / "passwords.json", json.dumps(passwords))
-    write_logins(folder / "compose", ",".join(f"tls://{node}:4222" for node in NODES), "ca.pem", passwords, blobs)
+    url = ",".join(f"tls://{node}:4222" for node in NODES)
+    write_logins(folder / "compose", url, "ca.pem", passwords, access.blobs)
     # Last: who is killed before does all of it again.
     write_private(folder / "users.conf", f"authorization {{\n  users: {json.dumps(users(access), indent=2)}\n}}\n")
     return True
@@ -59,6 +64,14 @@ def passwords_of(folder: Path) -> dict[str, str]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except (OSError, msgspec.MsgspecError):
         raise UsageError(f"there are no secrets of a cluster in {folder}: make them with resia cluster init") from None
+
+
+def blobs_of(folder: Path) -> str:
+    """Where the login files say that the blobs are; empty where there are none yet."""
+    try:
+        return msgspec.json.decode((folder / "compose" / "admin.json").read_bytes(), type=Access).blobs
+    except (OSError, msgspec.MsgspecError):
+        return ""
 
 
 def write_logins(folder: Path, url: str, ca: str, passwords: dict[str, str], blobs: str = "") -> None:

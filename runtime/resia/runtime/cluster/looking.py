@@ -5,7 +5,6 @@ from __future__ import annotations
 from resia.events.errors import UsageError
 from resia.runtime.bus import Bus, reach
 from resia.runtime.logins import access_to
-from resia.runtime.permissions import READER
 from resia.runtime.protocol import Member
 from resia.runtime.store import require_run
 
@@ -13,13 +12,13 @@ from resia.runtime.store import require_run
 async def looked(nats: str | None, run: str | None) -> list[Member]:
     """Servers that hold the log of `run`, or the registry of runs; one nameless member where a server stands alone.
 
+    Empty where a cluster holds no registry, since nobody has begun a run.
     Any login may ask. Raises UsageError and BusError as connecting does, UnknownName for a run that is not there.
     """
     if nats is None:
         raise UsageError("name the cluster with --nats FILE, a login file of resia cluster init")
     access = access_to(nats)
-    role = READER if READER in access.passwords or not access.passwords else min(access.passwords)
-    bus = await reach(access, role)
+    bus = await reach(access, access.looker)
     try:
         return await _members(bus, run)
     finally:
@@ -29,4 +28,4 @@ async def looked(nats: str | None, run: str | None) -> list[Member]:
 async def _members(bus: Bus, run: str | None) -> list[Member]:
     if run is not None:
         await require_run(bus, run)
-    return await bus.members(run) or [Member("the server", True, True)]
+    return await bus.members(run) or ([] if bus.is_clustered else [Member("the server", True, True)])

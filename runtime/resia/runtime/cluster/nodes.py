@@ -24,7 +24,7 @@ from resia.runtime.lifeline import die_with_parent
 from resia.runtime.permissions import Access
 from resia.runtime.server import binary
 
-from .credentials import NODES, passwords_of, write_logins
+from .credentials import NODES, blobs_of, passwords_of, write_logins
 
 CONFIG = Path(__file__).with_name("nats.conf")
 READY_S = 30.0
@@ -68,11 +68,12 @@ class Nodes:
         binary()
         self._refuse_taken()
         url = ",".join(f"tls://{place.host}:{place.client}" for place in self._places.values())
-        write_logins(self.folder / "logins", url, "../ca.pem", passwords)
+        blobs = blobs_of(self.folder)
+        write_logins(self.folder / "logins", url, "../ca.pem", passwords, blobs)
         for name in NODES:
             self.launch(name)
         self.wait_ready()
-        return Access(url, passwords, str((self.folder / "ca.pem").resolve()), len(NODES))
+        return Access(url, passwords, str((self.folder / "ca.pem").resolve()), len(NODES), blobs)
 
     def environment(self, name: str) -> dict[str, str]:
         """What `nats.conf` takes from the environment, for one node."""
