@@ -1,7 +1,8 @@
-# One file, one target a role: docker build --target worker|task|trainer|log .
+# One file, one target a role: docker build --target worker|task|trainer|kernel-bench|vllm|log .
 #   worker   the thin SDK and command line: meta, feedback, whoever starts runs, workers of users' own. No torch.
 #   task     samples, trains and scores: torch for processors; bubblewrap for generated code.
 #   trainer, kernel-bench   the same image under their own names.
+#   vllm     the thin image and the compiler that vLLM wants; vLLM itself is prepared on the volume `cache`.
 #   log      one node of the cluster: the server from its wheel, pinned, as the embedded one.
 ARG PYTHON=3.11-slim-bookworm
 
@@ -41,12 +42,18 @@ USER resia
 WORKDIR /data
 ENTRYPOINT ["resia"]
 
+FROM worker AS vllm
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+USER resia
+
 FROM base AS task
 ARG EXTRA_PACKAGES=""
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# An index of torch builds for processors keeps gigabytes of CUDA libraries out.
+ARG TORCH_INDEX=""
 RUN apt-get update && apt-get install --yes --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --extra-index-url ${TORCH_INDEX} "$(echo /wheels/resia-*.whl)[local,bio,shared]" ${EXTRA_PACKAGES}
+    pip install ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} "$(echo /wheels/resia-*.whl)[local,bio,shared]" ${EXTRA_PACKAGES}
 USER resia
 WORKDIR /data
 ENTRYPOINT ["resia"]

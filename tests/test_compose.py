@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from resia.events.subjects import ROLES
 from resia.runtime.cli import app
@@ -119,7 +120,7 @@ def test_every_build_is_a_target_of_the_one_dockerfile():
     targets = {name for _, name in re.findall(r"^FROM (\S+) AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.M)}
     built = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
     assert built <= targets
-    assert {"worker", "task", "trainer", "kernel-bench", "log"} == built
+    assert {"worker", "task", "trainer", "kernel-bench", "vllm", "log"} == built
     for service in SERVICES.values():
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), (
             "an image from elsewhere is pinned"
@@ -145,13 +146,27 @@ def test_what_the_dockerfile_copies_is_there_and_let_through():
             assert f"!{source}\n" in let, source
 
 
-def test_a_model_server_loads_adapters_while_it_runs():
+def test_a_model_server_is_resias_own_and_reads_adapters_where_workers_write_them():
     vllm = SERVICES["vllm"]
     assert vllm["profiles"] == ["vllm"]
-    assert vllm["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     command = vllm["command"]
-    assert "--enable-lora" in command
-    assert command[command.index("--max-lora-rank") + 1] == "32"
+    assert command[:3] == ["engine", "vllm", "serve"]
+    taken = {name for param in _options("engine", "vllm", "serve") for name in param.opts}
+    given = dict(word.split("=", 1) for word in command[3:])
+    assert given.keys() <= taken
+    for role in ("task", "trainer"):
+        worker = SERVICES[role]
+        assert worker["command"][worker["command"].index("--cache") + 1] == given["--cache"]
+        assert f"cache:{given['--cache']}" in worker["volumes"]
+    assert f"cache:{given['--cache']}" in vllm["volumes"]
+    assert f":{given['--port']}/health" in vllm["healthcheck"]["test"][-1]
+
+
+def _options(*path: str) -> list[Any]:
+    found: Any = typer.main.get_command(app)
+    for name in path:
+        found = found.commands[name]
+    return found.params
 
 
 def test_the_health_check_of_a_worker_is_a_command():

@@ -28,6 +28,7 @@ KNOWN_HOSTS = {
     "localhost:8080",
     "localhost:4318",
     "HOST:8222",
+    "vllm:8000",
     "keepachangelog.com",
     "semver.org",
     "arxiv.org",
