@@ -40,9 +40,9 @@ def saying(text: str) -> Reply:
     return Reply(200, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode())
 
 
-def failing(status: int, message: str = "no", **headers: str) -> Reply:
+def failing(status: int, message: str = "no", code: str = "y", **headers: str) -> Reply:
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return Reply(status, json.dumps({"error": {"message": message, "type": "x", "code": "y"}}).encode(), named)
+    return Reply(status, json.dumps({"error": {"message": message, "type": "x", "code": code}}).encode(), named)
 
 
 class Endpoint:

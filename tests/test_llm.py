@@ -118,6 +118,13 @@ def test_a_refused_key_is_no_fact_and_says_how_to_go_on(desk, status):
     assert len(there.heard) == 1
 
 
+def test_an_account_without_credit_is_told_from_too_many_requests(desk):
+    words = r"HTTP 429: the account has no credit \(no\); once that is mended"
+    with endpoint(failing(429, code="insufficient_quota")) as there, pytest.raises(KeyRefused, match=words):
+        desk.draft(there)
+    assert len(there.heard) == 1
+
+
 def test_a_model_that_is_not_there_fails_the_draft_by_name_and_once(desk):
     with endpoint(failing(404, "no {{KEY}}")) as there:
         event = desk.draft(there)

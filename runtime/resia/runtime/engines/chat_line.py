@@ -21,6 +21,7 @@ from resia.events.errors import EndpointRefused, KeyRefused, ModelError
 
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
 BARRED = frozenset({401, 402, 403})
+NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})  # said with 429, and no pause mends it
 MAX_REPLY_BYTES = 8 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_WAIT_S = 300.0  # an endpoint that asks for more is out of order for this run
@@ -191,6 +192,8 @@ class ChatLine:
         status = response.status_code
         message, code = _error_of(data)
         said = self._clean(message)
+        if code in NO_CREDIT:
+            status = 402
         if status in PASSING:
             return _Passing(f"HTTP {status}: {said}", self._asked_wait(response.headers.get("retry-after", "")))
         meaning = {
@@ -200,7 +203,7 @@ class ChatLine:
             404: f"there is no such model or path: check {self._model_setting} and {self._section}.base_url",
         }.get(status, "the request is not taken")
         kind = Barred if status in BARRED else Refused
-        return kind(f"{self._where} answered HTTP {status}: {meaning} ({said})", status, code)
+        return kind(f"{self._where} answered HTTP {response.status_code}: {meaning} ({said})", status, code)
 
     def _asked_wait(self, value: str) -> float | None:
         """Seconds of a Retry-After header, which holds a number or a date; None where it holds neither."""
