@@ -170,7 +170,7 @@ def test_magic(measured, everything, tmp_path):
 
 def test_all_are_listed(everything):
     # What others use, and what measures nothing.
-    shared = {"__main__", "benchmarks", "crew", "heard", "machine", "many_runs", "reference"}
+    shared = {"__main__", "benchmarks", "crew", "heard", "machine", "many_runs", "reference", "trimul_compiled"}
     assert set(everything.FIGURES) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared
 
 
