@@ -117,7 +117,7 @@ def table(rows: Iterable[Reference]) -> str:
 def _cells(row: Reference) -> tuple[str, ...]:
     name, control = row.control
     return (
-        f"{row.mode}, seed {row.seed}, {row.items} items",
+        f"`{row.run}`: {row.mode}, seed {row.seed}, {row.items} items",
         f"{row.first:.3f}",
         f"**{row.champion:.3f}**",
         ", ".join(row.accepted) or "nothing was accepted",
