@@ -27,6 +27,7 @@ from resia.runtime.connecting import target_of
 from resia.runtime.doctor_log import look
 from resia.runtime.logins import access_to, address
 from resia.runtime.permissions import BLOBS, JETSTREAM, READER, WORKERS, Access
+from resia.runtime.protocol import IMPORTING, RunEntry
 from resia.runtime.server import binary
 from resia.runtime.store import Store, opened
 
@@ -135,6 +136,26 @@ async def test_a_killed_leader_loses_nothing_and_the_next_goes_on(nodes, logins)
     finally:
         await bus.close()
         await other.close()
+    nodes.end(leader.name)
+    nodes.launch(leader.name)
+
+
+async def test_names_are_taken_and_given_back_while_nobody_leads_the_registry(nodes, logins):
+    bus = await reach(access_to(str(logins / "all.json")), "admin")
+    try:
+        await bus.create_registry()
+        leader = (await bus.members())[0]
+        pid = nodes.pid(leader.name)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await bus.set_entry(RunEntry("begun", "RUN-begun", IMPORTING))
+        await bus.forget_run("begun")
+        await bus.create_run("begun")
+        assert (await bus.find_run("begun")).status == "active"
+        with pytest.raises(UsageError, match="run 'begun' exists already"):
+            await bus.create_run("begun")
+    finally:
+        await bus.close()
     nodes.end(leader.name)
     nodes.launch(leader.name)
 

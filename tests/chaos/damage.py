@@ -93,11 +93,15 @@ def flipped(name: str, seed: int, flips: int, clean: bool) -> Cell:
             shutil.copytree(stream, sound)
             for _ in range(flips):
                 _flip(_last_block(stage), rng)
-                stage.revive_server()
-                found += _unnoticed(stage, witness, before)
-                _down(stage, clean=False)
+                refused = _refused(stage)
+                found += refused or _unnoticed(stage, witness, before)
+                if refused is None:
+                    _down(stage, clean=False)
                 shutil.rmtree(stream)
                 shutil.copytree(sound, stream)
+                if refused is not None:
+                    stage.server.start()
+                    _down(stage, clean=False)
             stage.revive_server()
         return found
 
@@ -176,6 +180,15 @@ def _named(stage: Stage, witness: Witness, told: Sequence[object]) -> Verdict:
     except (BusError, LogError) as cause:
         return Verdict(notes=(f"named: {cause}",))
     return Verdict(lost=len(missing), notes=tuple(f"silently lost: {why}" for why in missing))
+
+
+def _refused(stage: Stage) -> Verdict | None:
+    """What is said when the server does not come up over these files; None when it does."""
+    try:
+        stage.revive_server()
+    except BusError as cause:
+        return Verdict(notes=(f"named: {cause}",))
+    return None
 
 
 def _unnoticed(stage: Stage, witness: Witness, before: Sequence[Logged]) -> Verdict:

@@ -171,14 +171,28 @@ class Bus:
             num_replicas=self._replicas,
         )
         await self._answered(f"create the log of run '{run}'", lambda: self._js.add_stream(config))
-        with _bus_errors(f"create the log of run '{run}'"):
-            entry = RunEntry(run, names.stream(run), status)
+        entry = RunEntry(run, names.stream(run), status)
+        if not await self._kept_once(f"create the log of run '{run}'", self._registry, run, msgspec.json.encode(entry)):
+            raise UsageError(f"run '{run}' exists already: take another name, or continue it with --resume {run}")
+
+    async def _kept_once(
+        self, what: str, bucket: Callable[[], Awaitable[KeyValue]], key: str, value: bytes, revision: int = 0
+    ) -> bool:
+        """Write `key` where nobody has since `revision`; False when another did. A cluster without a leader is asked
+        again, and the answer that did not come may have been yes: then what stands there is ours."""
+        tries = 0
+
+        async def kept() -> bool:
+            nonlocal tries
+            tries += 1
+            place = await bucket()
             try:
-                await (await self._registry()).create(run, msgspec.json.encode(entry))
-            except nats.js.errors.KeyWrongLastSequenceError:  # another was quicker
-                raise UsageError(
-                    f"run '{run}' exists already: take another name, or continue it with --resume {run}"
-                ) from None
+                await (place.update(key, value, last=revision) if revision else place.create(key, value))
+            except nats.js.errors.KeyWrongLastSequenceError:
+                return tries > 1 and (await place.get(key)).value == value
+            return True
+
+        return await self._answered(what, kept)
 
     async def find_run(self, run: str) -> RunEntry | None:
         async def found() -> RunEntry | None:
@@ -273,31 +287,36 @@ class Bus:
 
     async def set_entry(self, entry: RunEntry) -> None:
         """Write a run's whole entry; the name needs no stream yet."""
-        with _bus_errors(f"mark run '{entry.run}' {entry.status}"):
+
+        async def put() -> None:
             await (await self._registry()).put(entry.run, msgspec.json.encode(entry))
+
+        await self._answered(f"mark run '{entry.run}' {entry.status}", put)
 
     async def forget_run(self, run: str) -> None:
         """Take the entry of a run away, so that its name is free; the stream is the caller's to delete."""
-        with _bus_errors(f"take run '{run}' out of the registry"):
+
+        async def deleted() -> None:
             await (await self._registry()).delete(run)
+
+        await self._answered(f"take run '{run}' out of the registry", deleted)
 
     async def schemas(self, namespace: str) -> tuple[bytes, int]:
         """What is registered for a custom namespace, and its revision; nothing and 0 when nobody claimed it."""
-        with _bus_errors(f"look up namespace '{namespace}'"):
+
+        async def found() -> tuple[bytes, int]:
             try:
-                found = await (await self._js.key_value(SCHEMAS)).get(namespace)
+                entry = await (await self._schemas()).get(namespace)
             except nats.js.errors.KeyNotFoundError:
                 return b"", 0
-        return found.value or b"", int(found.revision or 0)
+            return entry.value or b"", int(entry.revision or 0)
+
+        return await self._answered(f"look up namespace '{namespace}'", found)
 
     async def set_schemas(self, namespace: str, document: bytes, revision: int) -> bool:
         """Register `document` for a namespace; False when another did since `revision`."""
-        with _bus_errors(f"register namespace '{namespace}'"):
-            try:
-                await (await self._js.key_value(SCHEMAS)).update(namespace, document, last=revision)
-            except nats.js.errors.KeyWrongLastSequenceError:
-                return False
-        return True
+        what = f"register namespace '{namespace}'"
+        return await self._kept_once(what, self._schemas, namespace, document, revision)
 
     async def seal(self, run: str) -> None:
         """Nothing can be appended any more; needs the admin credential."""
@@ -313,7 +332,7 @@ class Bus:
         """Number of the last event; Tampered when the stream is not contiguous from 1 or lost messages."""
         what = f"read the log of run '{run}'"
         state = (await self._answered(what, lambda: self._js.stream_info(names.stream(run)))).state
-        if state.messages and state.last_seq != state.messages:
+        if state.last_seq != state.messages:
             missing = await self._first_missing(run, state.first_seq)
             raise Tampered(missing, f"it is missing, {state.messages} of {state.last_seq} events are there")
         last: int = state.last_seq
@@ -377,6 +396,9 @@ class Bus:
 
     async def _registry(self) -> KeyValue:
         return await self._js.key_value(REGISTRY)
+
+    async def _schemas(self) -> KeyValue:
+        return await self._js.key_value(SCHEMAS)
 
     # -- append -----------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ def import_(
 
     async def work() -> int:
         from .importing import blobs_beside, import_surveyed, survey
-        from .store import Store, opened
+        from .store import Store, opened, remember_ends
 
         checked = survey(file)  # before a store is made for it
         alone = not blobs_beside(file).is_dir()
@@ -131,6 +131,7 @@ def import_(
         there.make()
         async with opened(there, administrate=True) as bus:
             found = await import_surveyed(bus, there.blobs(), checked, _Progress())
+            await remember_ends(there, bus, found.written)
         if json:
             emit({"run": found.run, "events": found.events, "status": found.status, "written": found.written})
         elif found.written:
@@ -186,13 +187,14 @@ def restore(
     async def work() -> int:
         from .archive_file import opened_archive
         from .restoring import restore_opened
-        from .store import Store, opened
+        from .store import Store, opened, remember_ends
 
         with opened_archive(file) as found:  # before a store is made for it
             there = Store(store, nats)
             there.make()
             async with opened(there, administrate=True) as bus:
                 done = await restore_opened(bus, there.blobs(), found, _Progress())
+                await remember_ends(there, bus, done.runs)
         run = done.manifest.run
         if json:
             emit({"run": run, "restored": list(done.runs), "blobs": done.blobs})

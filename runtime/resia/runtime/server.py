@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -33,6 +34,7 @@ READY_S = 30.0
 STOPS_BYTES = 64 << 20  # free on the store's disk: an adapter and its optimiser of a small model are about this much
 ACCESS, LOCK = "access.json", "lock"
 YIELDS = "yields"  # there while the store's server is a reader's, who gives it up to whoever needs the store for itself
+_RESTORING = ("Starting restore", r"Restored [\d,]+ messages")  # the server of a stream, before and after
 CONFIG, GRANTS, PID, LOG = "server.conf", "grants.json", "server.pid", "server.log"
 
 
@@ -112,6 +114,7 @@ class EmbeddedServer:
 
     def _launch(self, port: int) -> None:
         log = self._folder / LOG
+        begin = log.stat().st_size if log.exists() else 0
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
                 [binary(), "-c", str((self._folder / CONFIG).resolve())],
@@ -122,7 +125,7 @@ class EmbeddedServer:
                 preexec_fn=die_with_parent,  # a second server over one store would destroy it,
                 pass_fds=[self._lock.fileno()] if self._lock else [],  # so it is locked for as long as this one lives
             )
-        self._wait_ready(port, log)
+        self._wait_ready(port, log, begin)
 
     def _take_lock(self) -> IO[str]:
         try:
@@ -141,7 +144,7 @@ class EmbeddedServer:
             ) from None
         return lock
 
-    def _wait_ready(self, port: int, log: Path) -> None:
+    def _wait_ready(self, port: int, log: Path, begin: int) -> None:
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
@@ -152,8 +155,27 @@ class EmbeddedServer:
                     return
             time.sleep(0.01)
         tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+        still = self._still_reading(log, begin)
         self.stop()
+        if still is not None:
+            found = next(self._folder.glob(f"store/jetstream/*/streams/{still}"), still)
+            raise BusError(
+                f"the embedded server was still reading the stream {still} after {READY_S:.0f} s: its files are damaged"
+                f" or its disk is very slow; move {found} away, and bring that run back with resia restore"
+            )
         raise BusError(f"the embedded server did not start on port {port}: {' / '.join(tail) or 'it said nothing'}")
+
+    def _still_reading(self, log: Path, begin: int) -> str | None:
+        """The stream that the server, which is not up, has not read to its end; it is killed then.
+
+        A flipped bit in a message's number makes nats-server count up to it, in memory, and deaf to SIGTERM.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return None
+        said = log.read_bytes()[begin:].decode(errors="replace")
+        begun, read = (set(re.findall(rf"{word} for stream '\S+ > (\S+)'", said)) for word in _RESTORING)
+        self._process.kill()
+        return min(begun - read, default=None)
 
     def stop(self) -> None:
         """Stop cleanly and let go of the folder; safe to call twice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -153,6 +153,13 @@ async def require_whole(store: Store, bus: Bus, run: str) -> None:
     """`require_run`, and Tampered when the log is shorter than it was seen to be, or another."""
     await require_run(bus, run)
     await store.witness(run).check(bus, run)
+
+
+async def remember_ends(store: Store, bus: Bus, runs: Iterable[str]) -> None:
+    """Let the witness of each of these runs know how far its log reaches: nobody watched it come about here."""
+    for run in runs:
+        async for fact in bus.read(run, after=await bus.last_sequence(run) - 1):
+            store.witness(run).settle(fact)
 
 
 def check_not_removed(entry: RunEntry) -> None:

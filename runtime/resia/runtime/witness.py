@@ -42,6 +42,11 @@ class Witness:
         line = f"{fact.sequence:016d} {fact.leaf}\n"  # always of one length, in one write: never torn
         os.pwrite(self._handle, line.encode(), 0)
 
+    def settle(self, fact: Logged) -> None:
+        """Remember `fact` as the last one, and that nobody goes on watching."""
+        self.saw(fact)
+        self.close()
+
     def seen(self) -> Seen | None:
         """What was remembered; None when nothing was, or the file is not whole."""
         fields = self._path.read_text(errors="replace").split() if self._path.exists() else []
