@@ -144,6 +144,7 @@ async def test_names_are_taken_and_given_back_while_nobody_leads_the_registry(no
     bus = await reach(access_to(str(logins / "all.json")), "admin")
     try:
         await bus.create_registry()
+        await bus.runs()  # waits until somebody leads it
         leader = (await bus.members())[0]
         pid = nodes.pid(leader.name)
         assert pid is not None
