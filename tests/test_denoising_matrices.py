@@ -99,7 +99,7 @@ def test_an_unknown_layer_is_named_with_those_there(anndata, tmp_path):
     with pytest.raises(UsageError, match="has no layer 'raw': the option layer may name counts"):
         read_counts(str(path), "raw")
     with pytest.raises(
-        UsageError, match="fractional .*, or name where the file has them with the option layer: counts"
+        UsageError, match=r"fractional .*, or name where the file has them with the option layer: counts"
     ):
         read_counts(str(path))
 
@@ -114,7 +114,7 @@ def test_counts_in_the_raw_slot_are_those_of_all_its_genes(anndata, tmp_path):
     held.obs_names = ["cell"] * COUNTS.cells
     held.write_h5ad(tmp_path / "raw.h5ad")
     assert read_counts(str(tmp_path / "raw.h5ad"), "raw").digest() == COUNTS.digest()
-    with pytest.raises(UsageError, match="fractional .* with the option layer: raw"):
+    with pytest.raises(UsageError, match=r"fractional .* with the option layer: raw"):
         read_counts(str(tmp_path / "raw.h5ad"))
     held.layers["raw"] = MATRIX[:, :9]
     held.write_h5ad(tmp_path / "both.h5ad")

@@ -100,6 +100,27 @@ def test_a_csv_row_that_is_cut_off_is_counted(score):
     assert found.ignored == {"unreadable": 2}
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_an_answer_in_another_encoding_is_unreadable_and_no_wrong_label(data, tmp_path, name):
+    """As Excel saves a .csv in China. Half a character that a model wrote, and JSON can hold, is an answer."""
+    rows = (
+        [("6", "盗窃"), ("7", "盗窃"), ("8", "\ud83d")]
+        if name == "p.jsonl"
+        else [("6", "盗窃"), ("7", "盗窃"), ("8", "-")]
+    )
+    said = [json.dumps({"id": n, "prediction": text}) if name == "p.jsonl" else f"{n},{text}" for n, text in rows]
+    if name == "p.jsonl":
+        said[:2] = [line.encode().decode("unicode-escape") for line in said[:2]]
+    head = [b"id,prediction"] if name == "p.csv" else []
+    domain = LawBench(LawBenchOptions(protocol="set-exact", path=str(data)))
+    (tmp_path / name).write_bytes(b"\n".join([*head, *(line.encode("gbk") for line in said[:2]), said[2].encode()]))
+    (found,) = domain.score_file("set-exact", tmp_path / name)
+    assert (found.ignored, found.invalid) == ({"unreadable": 2}, {"missing": 2, "unknown_label": 1})
+    (tmp_path / name).write_bytes(b"\n".join([*head, *(line.encode("gbk") for line in said[:2])]))
+    with pytest.raises(UsageError, match="no entry that can be read: .* in UTF-8"):
+        domain.score_file("set-exact", tmp_path / name)
+
+
 def test_a_text_may_hold_what_ends_a_line_elsewhere(score):
     """As Python's csv module writes it: only a comma, a quote and the two ends of a line are quoted."""
     (found,) = score("id,prediction\r\n6,[罪名]盗窃<eoa>\u2028\x0b\x85\r\n7,诈骗\x1c\r\n8,盗窃;诈骗\r\n", "p.csv")
@@ -121,7 +142,8 @@ def test_what_a_file_calls_a_failure_can_be_printed(score):
         ("p.json", "5", "holds no predictions"),
         ("p.csv", "a,b\n1,2", "has no columns id and prediction"),
         ("p.txt", "盗窃", "of no known form: give a .json, .jsonl or .csv file"),
-        ("p.jsonl", "nonsense\n", "answers no problem of protocol set-exact: its ids are missing"),
+        ("p.jsonl", "nonsense\n", "has no entry that can be read: give each an id and a prediction as text, in UTF-8"),
+        ("p.json", "[5, null]", "has no entry that can be read"),
         ("p.jsonl", '{"id": "x", "prediction": "盗窃"}', "its ids are x"),
         ("p.json", json.dumps(answers([6], refr="罪名:放火")), "answer 6 of .* was made for other facts than 3-3/006"),
     ],
