@@ -103,21 +103,16 @@ def test_a_csv_row_that_is_cut_off_is_counted(score):
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
 def test_an_answer_in_another_encoding_is_unreadable_and_no_wrong_label(data, tmp_path, name):
     """As Excel saves a .csv in China. Half a character that a model wrote, and JSON can hold, is an answer."""
-    rows = (
-        [("6", "盗窃"), ("7", "盗窃"), ("8", "\ud83d")]
-        if name == "p.jsonl"
-        else [("6", "盗窃"), ("7", "盗窃"), ("8", "-")]
-    )
-    said = [json.dumps({"id": n, "prediction": text}) if name == "p.jsonl" else f"{n},{text}" for n, text in rows]
-    if name == "p.jsonl":
-        said[:2] = [line.encode().decode("unicode-escape") for line in said[:2]]
-    head = [b"id,prediction"] if name == "p.csv" else []
+    head, other, good = {
+        "p.csv": ("id,prediction\n", "6,盗窃\n7,盗窃\n", "8,-\n"),
+        "p.jsonl": ("", '{"id": 6, "prediction": "盗窃"}\n' * 2, '{"id": 8, "prediction": "\\ud83d"}\n'),
+    }[name]
     domain = LawBench(LawBenchOptions(protocol="set-exact", path=str(data)))
-    (tmp_path / name).write_bytes(b"\n".join([*head, *(line.encode("gbk") for line in said[:2]), said[2].encode()]))
+    (tmp_path / name).write_bytes((head + other + good).encode("gbk"))
     (found,) = domain.score_file("set-exact", tmp_path / name)
     assert (found.ignored, found.invalid) == ({"unreadable": 2}, {"missing": 2, "unknown_label": 1})
-    (tmp_path / name).write_bytes(b"\n".join([*head, *(line.encode("gbk") for line in said[:2])]))
-    with pytest.raises(UsageError, match="no entry that can be read: .* in UTF-8"):
+    (tmp_path / name).write_bytes((head + other).encode("gbk"))
+    with pytest.raises(UsageError, match=r"no entry that can be read: .* in UTF-8"):
         domain.score_file("set-exact", tmp_path / name)
 
 
