@@ -306,6 +306,13 @@ def theirs(given, name="X"):
             "have one profile, so no answer",
         ),
         ("mine.npz", npz(train=TRAIN, test=TRAIN * 2, denoised=TRAIN), "have one profile, so no answer can do better"),
+        (
+            "mine.npz",
+            npz(train=TRAIN, test=TEST, denoised=ANSWER, genes=["a"]),
+            "names 1 genes and has 4: give each one",
+        ),
+        ("mine.npz", npz(train=5, test=TEST, denoised=ANSWER), r"has the shape \(\): give cells in rows"),
+        ("mine.npz", npz(train=TRAIN[0], test=TEST, denoised=ANSWER), r"has the shape \(4,\): give cells in rows"),
         ("mine.npz", npz(train=TRAIN * 0, test=TEST, denoised=ANSWER), "leaves no cells with training counts"),
         ("mine.npz", npz(train=TRAIN, test=TEST * 0, denoised=ANSWER), "leaves no cells with test counts"),
     ],

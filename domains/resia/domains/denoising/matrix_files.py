@@ -36,7 +36,7 @@ class Named(NamedTuple):
 def read_matrix(path: Path) -> Named:
     """Raises UsageError in one sentence with the file and what is wrong in it. The values are any numbers."""
     if path.suffix == ".npz":
-        return _checked(path, _npz(path))
+        return npz_matrix(path, read_arrays(path))
     if path.suffix == ".csv":
         return _checked(path, _csv(path))
     if path.suffix == ".h5ad":
@@ -98,10 +98,6 @@ def _checked(path: Path, found: Named) -> Named:
     return found
 
 
-def _npz(path: Path) -> Named:
-    return npz_matrix(path, read_arrays(path))
-
-
 def npz_matrix(path: Path, arrays: Mapping[str, NDArray[Any]], name: str = "X") -> Named:
     """The dense array `name` of an .npz, or its compressed sparse ones."""
     if name in arrays:
@@ -113,7 +109,7 @@ def npz_matrix(path: Path, arrays: Mapping[str, NDArray[Any]], name: str = "X") 
         raise UsageError(
             f"'{path}' holds no array {name}: its arrays are {held}; save it as {name}, or csr or csc as scipy does"
         )
-    return Named(_numbers(path, values), _names(arrays.get("cells")), _names(arrays.get("genes")))
+    return _checked(path, Named(_numbers(path, values), _names(arrays.get("cells")), _names(arrays.get("genes"))))
 
 
 def _dense(path: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
