@@ -306,7 +306,9 @@ def test_a_log_names_the_whole_path_and_a_changed_file_is_refused_by_name(proble
     resources = Resources(DirectoryBlobs(tmp_path / "blobs"), None, unsafe_local=False)
     assert resources.domain(request).digest == request.domain_digest == load_domain(str(problem), {}).digest
     problem.write_text(problem.read_text().replace("SHIFT = 3", "SHIFT = 4"))
-    with pytest.raises(UsageError, match=r"the file '.*problem\.py' is not what the run began with"):
+    with pytest.raises(
+        UsageError, match=r"the file '.*problem\.py' is not what the run began with .*, seed what its items draw"
+    ):
         Resources(DirectoryBlobs(tmp_path / "blobs"), None, unsafe_local=False).domain(request)
 
 
