@@ -123,8 +123,8 @@ def test_a_text_may_hold_what_ends_a_line_elsewhere(score):
 
 
 def test_what_a_file_calls_a_failure_can_be_printed(score):
-    (found,) = score(lines({"id": "6", "failure": "half \ud800\n"}, {"id": "7", "failure": ["x"] * 99}))
-    assert found.invalid.keys() == {"failed_half ?", f"failed_{str(['x'] * 99)[:50]}", "missing"}
+    (found,) = score(lines({"id": "6", "failure": "half \ud800\n\x1b[2J"}, {"id": "7", "failure": ["x"] * 99}))
+    assert found.invalid.keys() == {"failed_half ? ?[2J", f"failed_{str(['x'] * 99)[:50]}", "missing"}
 
 
 @pytest.mark.parametrize(

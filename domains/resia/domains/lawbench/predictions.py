@@ -114,8 +114,9 @@ def _prediction(key: str, value: object) -> Prediction | None:
 
 
 def _word(failure: object) -> str:
-    """What a file calls a failure, as it can be printed: one line, and half a character as a question mark."""
-    return " ".join(str(failure).encode(errors="replace").decode().split())[:50]
+    """What a file calls a failure, as it can be printed: one line, and a question mark for what no terminal shows."""
+    line = " ".join(str(failure).split())
+    return "".join(character if character.isprintable() else "?" for character in line)[:50]
 
 
 def _gold(text: str) -> tuple[str, ...]:
