@@ -213,6 +213,15 @@ def test_sparse_answers_are_read_and_what_is_given_is_no_more_than_the_training_
     (found,) = score(tmp_path / "test-00.npz")
     assert found.invalid == {}
     assert found.scores["mse"] == pytest.approx(found.scores["mse_none"])
+    for form in ("csr", "csc"):  # without names, in the item's order
+        sparse.save_npz(tmp_path / "test-00.npz", rows.asformat(form))
+        assert score(tmp_path / "test-00.npz")[0].scores == found.scores
+    sparse.save_npz(tmp_path / "test-00.npz", rows.tobsr())
+    with pytest.raises(UsageError, match="a sparse matrix of the form bsr: give csr, csc or a dense X"):
+        score(tmp_path / "test-00.npz")
+    named = {name: held[name].astype("S") for name in ("genes", "cells")}
+    np.savez(tmp_path / "test-00.npz", X=held["X"][:, ::-1] * 0.5, genes=named["genes"][::-1], cells=named["cells"])
+    assert score(tmp_path / "test-00.npz")[0].scores == found.scores
     assert {path.stem for path in given.iterdir()} == {"search-00", "search-01", "validation-00", "test-00", "whole"}
     assert set(held.files) == {"X", "cells", "genes"}
     np.testing.assert_array_equal(held["X"], DOMAIN._held("test-00").train.values)
@@ -297,6 +306,13 @@ def theirs(given, name="X"):
             "have one profile, so no answer",
         ),
         ("mine.npz", npz(train=TRAIN, test=TRAIN * 2, denoised=TRAIN), "have one profile, so no answer can do better"),
+        (
+            "mine.npz",
+            npz(train=TRAIN, test=TEST, denoised=ANSWER, genes=["a"]),
+            "names 1 genes and has 4: give each one",
+        ),
+        ("mine.npz", npz(train=5, test=TEST, denoised=ANSWER), r"has the shape \(\): give cells in rows"),
+        ("mine.npz", npz(train=TRAIN[0], test=TEST, denoised=ANSWER), r"has the shape \(4,\): give cells in rows"),
         ("mine.npz", npz(train=TRAIN * 0, test=TEST, denoised=ANSWER), "leaves no cells with training counts"),
         ("mine.npz", npz(train=TRAIN, test=TEST * 0, denoised=ANSWER), "leaves no cells with test counts"),
     ],

@@ -96,8 +96,29 @@ def test_a_matrix_that_holds_no_counts_is_refused(anndata, tmp_path, matrix, sen
 @needs_scanpy
 def test_an_unknown_layer_is_named_with_those_there(anndata, tmp_path):
     path = h5ad(anndata, tmp_path / "l.h5ad", np.log1p(MATRIX), counts=MATRIX)
-    with pytest.raises(UsageError, match="has no layer 'raw': its layers are counts"):
+    with pytest.raises(UsageError, match="has no layer 'raw': the option layer may name counts"):
         read_counts(str(path), "raw")
+    with pytest.raises(
+        UsageError, match=r"fractional .*, or name where the file has them with the option layer: counts"
+    ):
+        read_counts(str(path))
+
+
+@needs_scanpy
+@pytest.mark.filterwarnings("error:.*names are not unique")
+def test_counts_in_the_raw_slot_are_those_of_all_its_genes(anndata, tmp_path):
+    whole = anndata.AnnData(MATRIX)
+    whole.var_names = COUNTS.genes
+    held = whole[:, :9].copy()  # as a file is saved after its variable genes were chosen
+    held.X, held.raw = np.log1p(held.X), whole
+    held.obs_names = ["cell"] * COUNTS.cells
+    held.write_h5ad(tmp_path / "raw.h5ad")
+    assert read_counts(str(tmp_path / "raw.h5ad"), "raw").digest() == COUNTS.digest()
+    with pytest.raises(UsageError, match=r"fractional .* with the option layer: raw"):
+        read_counts(str(tmp_path / "raw.h5ad"))
+    held.layers["raw"] = MATRIX[:, :9]
+    held.write_h5ad(tmp_path / "both.h5ad")
+    assert len(read_counts(str(tmp_path / "both.h5ad"), "raw").genes) == 9, "a layer of that name comes first"
 
 
 @needs_scanpy

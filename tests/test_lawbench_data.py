@@ -151,6 +151,13 @@ def test_a_cut_off_line_is_named(tmp_path, text):
         corpus(table(tmp_path, '{"fact": "x", "charge": "盗窃"}', text, name="t.jsonl"))
 
 
+@pytest.mark.parametrize("charge", [{"name": "盗窃"}, [{"name": "盗窃"}], [["盗窃"]]])
+def test_a_charge_that_is_no_text_is_named_and_no_class(tmp_path, charge):
+    text = json.dumps([{"fact": "x", "charge": charge}])
+    with pytest.raises(UsageError, match=r"row 0 of .* has no text as its charge but .*: give a text, or a list"):
+        corpus(table(tmp_path, text, name="t.json"))
+
+
 @pytest.mark.parametrize("half", [{"fact": "某\ud83d乙"}, {"charge": "盗\udc00窃"}])
 def test_half_a_character_is_named(tmp_path, half):
     text = json.dumps([{"fact": "x", "charge": "盗窃"}, {"fact": "y", "charge": "诈骗", **half}])

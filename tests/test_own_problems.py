@@ -10,8 +10,11 @@ from pathlib import Path
 import fixture_domains
 import pytest
 
+from resia.domains.admission import examine
+from resia.domains.contract import Finding
 from resia.domains.files import is_file, recorded_name
 from resia.domains.registry import load_domain
+from resia.domains.trials import Plan
 from resia.events import RunSettings
 from resia.events.errors import UsageError
 from resia.runtime.blobs import DirectoryBlobs
@@ -130,6 +133,13 @@ def test_settings_of_the_task_are_constants(tmp_path):
             r"items\('search'\) of mine.py fails: RuntimeError: it ends the",
         ),
         ('f"row {', '"\\ud800" f"row {', "prompt of row 0 of search holds half a character"),
+        (
+            'f"row {',
+            '"x" * 10**6 + f"row {',
+            "prompt of row 0 of search has 1,000,011 characters: give at most 1,000,000",
+        ),
+        ("Say yes.", "Say \\ud800 yes.", "what mine.py tells an agent, .*, holds half a character"),
+        ('"yes"]', '"\\ud800"]', "what mine.py tells an agent, .*, holds half a character"),
         ("range(2)", "[open]", r"items\('search'\) of mine.py fails: TypeError"),
         ("row['id']", "row['di']", "prompt of row 0 of search fails: KeyError"),
         ("def items(split):", "def items(split)", r"mine.py' cannot be loaded: expected ':' \(line 5\)"),
@@ -170,6 +180,45 @@ def test_what_a_file_prints_is_no_finding_and_its_end_is_not_ours(tmp_path, caps
     source = WORKING.replace("    return answer", "    raise SystemExit(3)\n    return answer")
     code, findings, verdict = checked(write(tmp_path, source, "ends.py"), capsys)
     assert (code, findings["scores"], verdict["admitted"]) == (1, False, False)
+
+
+def found(file: str) -> dict[str, Finding]:
+    return {finding.check: finding for finding in examine(load_domain(file, {}), Plan()).findings}
+
+
+@pytest.mark.parametrize("shown", ["{row}", "{dict(answer=row)}", "{__import__('json').dumps(row)}"])
+def test_a_row_that_is_shown_with_its_gold_in_it_is_found(tmp_path, shown):
+    source = WORKING.replace('"n": n}', '"n": n, "say": "yes", "times": 3}')
+    source += "\ndef gold(row):\n    return {name: row[name] for name in ANSWER}\n"
+    assert found(write(tmp_path, source))["gold"].passed is True
+    leaky = source.replace("row {row['id']}", shown)
+    assert found(write(tmp_path, leaky, "leaky.py"))["gold"].passed is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "sentence"),
+    [
+        ("None", "gold of item 'search0' is None: give an answer, as a dict"),
+        ('{"say": "maybe"}', "gold of item 'search0' is no answer: argument 'say' is 'maybe'"),
+    ],
+)
+def test_a_gold_that_is_no_answer_is_named(tmp_path, gold, sentence):
+    domain = load_domain(write(tmp_path, f"{WORKING}\ndef gold(row):\n    return {gold}\n"), {})
+    with pytest.raises(ValueError, match=sentence):
+        domain.inside("search0")
+
+
+def test_a_control_that_cannot_be_scored_says_on_which_item(tmp_path):
+    domain = load_domain(write(tmp_path, WORKING.replace("    return answer", "    row['x']\n    return answer")), {})
+    with pytest.raises(RuntimeError, match="scoring item 'search0' fails: KeyError: 'x'"):
+        domain.controls(0, 0)
+
+
+def test_one_answer_that_is_always_right_leaves_nothing_to_separate(tmp_path):
+    source = WORKING.replace('["no", "yes"]', '["yes"]').replace("range(1, 4)", "[3]")
+    source += '\ndef gold(row):\n    return {"say": "yes", "times": 3}\n'
+    separation = found(write(tmp_path, source))["separation"]
+    assert (separation.passed, separation.detail[:38]) == (False, "every answer that can be tried is gold")
 
 
 def test_an_entry_point_may_name_a_module_of_three_functions(tmp_path, monkeypatch):
@@ -257,7 +306,9 @@ def test_a_log_names_the_whole_path_and_a_changed_file_is_refused_by_name(proble
     resources = Resources(DirectoryBlobs(tmp_path / "blobs"), None, unsafe_local=False)
     assert resources.domain(request).digest == request.domain_digest == load_domain(str(problem), {}).digest
     problem.write_text(problem.read_text().replace("SHIFT = 3", "SHIFT = 4"))
-    with pytest.raises(UsageError, match=r"the file '.*problem\.py' is not what the run began with"):
+    with pytest.raises(
+        UsageError, match=r"the file '.*problem\.py' is not what the run began with .*, seed what its items draw"
+    ):
         Resources(DirectoryBlobs(tmp_path / "blobs"), None, unsafe_local=False).domain(request)
 
 

@@ -100,6 +100,22 @@ def test_a_csv_row_that_is_cut_off_is_counted(score):
     assert found.ignored == {"unreadable": 2}
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_an_answer_in_another_encoding_is_unreadable_and_no_wrong_label(data, tmp_path, name):
+    """As Excel saves a .csv in China. Half a character that a model wrote, and JSON can hold, is an answer."""
+    head, other, good = {
+        "p.csv": ("id,prediction\n", "6,盗窃\n7,盗窃\n", "8,-\n"),
+        "p.jsonl": ("", '{"id": 6, "prediction": "盗窃"}\n' * 2, '{"id": 8, "prediction": "\\ud83d"}\n'),
+    }[name]
+    domain = LawBench(LawBenchOptions(protocol="set-exact", path=str(data)))
+    (tmp_path / name).write_bytes((head + other + good).encode("gbk"))
+    (found,) = domain.score_file("set-exact", tmp_path / name)
+    assert (found.ignored, found.invalid) == ({"unreadable": 2}, {"missing": 2, "unknown_label": 1})
+    (tmp_path / name).write_bytes((head + other).encode("gbk"))
+    with pytest.raises(UsageError, match=r"no entry that can be read: .* in UTF-8"):
+        domain.score_file("set-exact", tmp_path / name)
+
+
 def test_a_text_may_hold_what_ends_a_line_elsewhere(score):
     """As Python's csv module writes it: only a comma, a quote and the two ends of a line are quoted."""
     (found,) = score("id,prediction\r\n6,[罪名]盗窃<eoa>\u2028\x0b\x85\r\n7,诈骗\x1c\r\n8,盗窃;诈骗\r\n", "p.csv")
@@ -107,8 +123,8 @@ def test_a_text_may_hold_what_ends_a_line_elsewhere(score):
 
 
 def test_what_a_file_calls_a_failure_can_be_printed(score):
-    (found,) = score(lines({"id": "6", "failure": "half \ud800\n"}, {"id": "7", "failure": ["x"] * 99}))
-    assert found.invalid.keys() == {"failed_half ?", f"failed_{str(['x'] * 99)[:50]}", "missing"}
+    (found,) = score(lines({"id": "6", "failure": "half \ud800\n\x1b[2J"}, {"id": "7", "failure": ["x"] * 99}))
+    assert found.invalid.keys() == {"failed_half ? ?[2J", f"failed_{str(['x'] * 99)[:50]}", "missing"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +137,8 @@ def test_what_a_file_calls_a_failure_can_be_printed(score):
         ("p.json", "5", "holds no predictions"),
         ("p.csv", "a,b\n1,2", "has no columns id and prediction"),
         ("p.txt", "盗窃", "of no known form: give a .json, .jsonl or .csv file"),
-        ("p.jsonl", "nonsense\n", "answers no problem of protocol set-exact: its ids are missing"),
+        ("p.jsonl", "nonsense\n", "has no entry that can be read: give each an id and a prediction as text, in UTF-8"),
+        ("p.json", "[5, null]", "has no entry that can be read"),
         ("p.jsonl", '{"id": "x", "prediction": "盗窃"}', "its ids are x"),
         ("p.json", json.dumps(answers([6], refr="罪名:放火")), "answer 6 of .* was made for other facts than 3-3/006"),
     ],

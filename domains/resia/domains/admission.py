@@ -130,6 +130,8 @@ def _separation(case: Case) -> Finding:
     """Right answers earn more than others, where right ones are told; else answers earn differently at all."""
     gold = {t.item.id: t for t in case.trials.tried if t.gold}
     others = [t for t in case.trials.tried if not t.gold]
+    if not others:
+        return Finding("separation", False, "every answer that can be tried is gold: nothing is left to get wrong")
     for trial in others:
         right = gold.get(trial.item.id)
         if right is not None and trial.score.reward > right.score.reward:
@@ -176,7 +178,7 @@ def _gold(case: Case) -> Finding:
             return Finding("gold", False, f"the task's own text quotes item '{item.id}' of {item.split}")
     if not any(secrets.values()):
         return Finding("gold", None, "the domain names no text that is gold, so none was looked for")
-    return Finding("gold", True, f"{sum(map(len, secrets.values()))} secrets, none in what an agent is shown")
+    return Finding("gold", True, f"{sum(map(bool, secrets.values()))} items with secrets, none shown to an agent")
 
 
 _TESTS: dict[str, Callable[[Case], Finding]] = {

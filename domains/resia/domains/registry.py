@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -96,6 +96,11 @@ def _checked(name: str, kind: type[msgspec.Struct], options: Mapping[str, object
         option = place.strip("`").removeprefix("$.")
         if option not in options:
             raise UsageError(f"the {name} domain cannot be built from these options: {why}") from cause
+        choices = [value for value in get_args(get_type_hints(kind).get(option)) if isinstance(value, str)]
+        if choices and why.startswith("Invalid enum value"):
+            raise UnknownName(
+                f"value of option {option} of the {name} domain", str(options[option]), choices
+            ) from cause
         raise UsageError(
             f"option {option} of the {name} domain is {options[option]!r}: {why[0].lower()}{why[1:]}"
         ) from cause

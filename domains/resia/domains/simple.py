@@ -7,6 +7,7 @@ as that person, like any worker of theirs; what an agent answers reaches it only
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -27,6 +28,7 @@ FUNCTIONS = {"items": 1, "prompt": 1, "score": 2}
 SETTINGS = ("objective", "binary", "ordinal")  # what of the task spec a file may set, as OBJECTIVE = "max"
 TOOL = "answer"
 MOST = 10_000  # values of an argument
+LONGEST = 1_000_000  # characters that an agent is shown at once
 REFERENCE = "reference"
 Row = Mapping[str, Any]
 
@@ -119,9 +121,10 @@ def _spec(module: ModuleType, parameters: tuple[Parameter, ...], said: str) -> T
     settings = {name: getattr(module, name.upper()) for name in SETTINGS if hasattr(module, name.upper())}
     reference = Reference(REFERENCE, form.defaults(parameters), "what the problem's file names as such")
     lines = [instruction.strip(), *_forms(parameters), f"Example: {form.render(parameters, reference.answer)}"]
+    told = _shown("\n".join(lines), f"what {said} tells an agent, INSTRUCTION and ANSWER,")
     fields = {
         "name": module.__name__.rpartition(".")[2],
-        "instruction": "\n".join(lines),
+        "instruction": told,
         "tool": TOOL,
         "parameters": parameters,
         "references": (reference,),
@@ -135,12 +138,26 @@ def _spec(module: ModuleType, parameters: tuple[Parameter, ...], said: str) -> T
         raise UsageError(f"{said} cannot be made a task: {cause}") from cause
 
 
+def _shown(text: str, said: str) -> str:
+    """`text`, if an agent can be shown it. Raises UsageError where no model could read it or no log could hold it."""
+    if len(text) > LONGEST:
+        raise UsageError(f"{said} has {len(text):,} characters: give at most {LONGEST:,}")
+    if not text.isascii() and text != text.encode(errors="replace").decode():
+        raise UsageError(f"{said} holds half a character (a lone surrogate): mend it")
+    return text
+
+
 def _called(function: Callable[..., Any], *given: object) -> Any:
     """What a function of the file gives. Where it ends the process, that is an error of its own like any other."""
     try:
         return function(*given)
     except SystemExit as cause:
         raise RuntimeError(f"it ends the process, SystemExit({cause})") from cause
+
+
+def _printed(answer: Answer) -> tuple[str, ...]:
+    """How an answer looks in a row that is shown as it stands, as Python and as JSON print it, to its closing mark."""
+    return tuple(f"{text[1:-1]}{end}" for text in (repr(dict(answer)), json.dumps(dict(answer))) for end in ",}")
 
 
 def _forms(parameters: tuple[Parameter, ...]) -> list[str]:
@@ -170,9 +187,7 @@ class Simple:
             raise UsageError(f"prompt of row {number} of {split} fails: {type(cause).__name__}: {cause}") from cause
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"prompt of row {number} of {split} is {text!r:.60}: give what an agent is to see")
-        if not text.isascii() and text != text.encode(errors="replace").decode():
-            raise UsageError(f"prompt of row {number} of {split} holds half a character (a lone surrogate): mend it")
-        return text
+        return _shown(text, f"prompt of row {number} of {split}")
 
     def items(self, split: Split) -> tuple[Item, ...]:
         return self._items[split]
@@ -203,8 +218,14 @@ class Simple:
         told = cast("Callable[[Row], Answer] | None", getattr(self._module, "gold", None))
         if told is None:
             return Inside()
-        gold = self.parse(_called(told, self._rows[item]))
-        return Inside(gold, (self.render(gold),))
+        given = _called(told, self._rows[item])
+        if not isinstance(given, Mapping):
+            raise ValueError(f"gold of item '{item}' is {given!r:.40}: give an answer, as a dict")
+        try:
+            gold = self.parse(given)
+        except ValueError as cause:
+            raise ValueError(f"gold of item '{item}' is no answer: {cause}") from cause
+        return Inside(gold, (self.render(gold), *_printed(gold)))
 
     def controls(self, budget: int, seed: int) -> tuple[ControlScore, ...]:
         """The reference, and random search: the best on the search items of as many answers as `budget` pays for."""
@@ -219,4 +240,11 @@ class Simple:
         )
 
     def _mean(self, split: Split, answer: Answer) -> float:
-        return math.fsum(self._reward(item.id, answer) for item in self._items[split]) / len(self._items[split])
+        return math.fsum(self._named(item.id, answer) for item in self._items[split]) / len(self._items[split])
+
+    def _named(self, item: str, answer: Answer) -> float:
+        """The reward of one among many, where an error has to say of which."""
+        try:
+            return self._reward(item, answer)
+        except Exception as cause:
+            raise RuntimeError(f"scoring item '{item}' fails: {type(cause).__name__}: {cause}") from cause

@@ -219,10 +219,12 @@ class Resources:
         asked = msgspec.json.decode(settings, type=RunSettings)
         domain = domain_for(asked, self._cache)
         if domain.digest != digest:
-            what = f"the file '{asked.domain}'" if is_file(asked.domain) else f"the data of domain '{domain.spec.name}'"
+            what, fix = f"the data of domain '{domain.spec.name}'", "restore it"
+            if is_file(asked.domain):  # whose rows may be drawn anew by every process that loads it
+                what, fix = f"the file '{asked.domain}'", "restore it, seed what its items draw"
             raise UsageError(
                 f"{what} is not what the run began with (digest {domain.digest[:12]},"
-                f" the run's {digest[:12]}): restore it, or start a new run"
+                f" the run's {digest[:12]}): {fix}, or start a new run"
             )
         return domain
 

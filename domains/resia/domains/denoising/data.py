@@ -113,7 +113,14 @@ def checked_counts(arrays: Mapping[str, NDArray[np.generic]], said: str) -> Coun
     positive = data > 0
     offsets = np.concatenate(([0], np.cumsum(positive)))[arrays["indptr"].astype(np.int64)]
     whole = np.rint(data[positive]).astype(np.int64)
-    return Counts(whole, arrays["indices"][positive].astype(np.int64), offsets, tuple(map(str, arrays["genes"])))
+    return Counts(whole, arrays["indices"][positive].astype(np.int64), offsets, texts(arrays["genes"]))
+
+
+def texts(names: NDArray[np.generic]) -> tuple[str, ...]:
+    """Names as text, also where a file keeps them as bytes."""
+    return tuple(
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.ravel().tolist()
+    )
 
 
 def _fault(arrays: Mapping[str, NDArray[np.generic]]) -> str:

@@ -38,9 +38,9 @@ class DenoisingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What fixes the items. Either `path` to counts, or `synthetic`, a small matrix for tests and examples.
 
     `path`: an .npz, an .h5ad, a 10x folder, or hub:OWNER/NAME/FILE[@REVISION]; `layer`: which layer of an .h5ad holds
-    raw counts (empty: X). Genes counted in fewer than `min_cells_per_gene` of all cells are left out: they are nearly
-    all zero, in every score, and cost a quarter of the time. `form`: an answer is the settings of MAGIC, or a program
-    denoise(X, seed) (`program_domain`), on the same items.
+    raw counts, or `raw`, its slot so called (empty: X). Genes counted in fewer than `min_cells_per_gene` of all cells
+    are left out: they are nearly all zero, in every score, and cost a quarter of the time. `form`: an answer is the
+    settings of MAGIC, or a program denoise(X, seed) (`program_domain`), on the same items.
     """
 
     path: str = ""

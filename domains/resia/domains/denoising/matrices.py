@@ -7,6 +7,7 @@ matrix came from, the same checks stand between it and the items. Only a `hub:` 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from resia.events.errors import AssetError, UsageError, boundary
 from .data import Counts, checked_counts, first_line, load_counts
 
 HUB = "hub:"
+RAW = "raw"  # what the option layer calls the slot of that name, where no layer has it
 HUB_PATH = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@]+?)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -27,7 +29,8 @@ class NoReader(UsageError):
 
 def read_counts(path: str, layer: str = "") -> Counts:
     """The counts at `path`: FILE.npz, FILE.h5ad, a 10x folder, or `hub:OWNER/NAME/FILE[@REVISION]` for one of these
-    files on the hub of data sets. `layer` names the layer of an .h5ad that holds raw counts; empty: its X.
+    files on the hub of data sets. `layer` names the layer of an .h5ad that holds raw counts, or its slot `raw`; empty:
+    its X.
 
     Raises UsageError naming the file and what is wrong in it, AssetError where the hub does not give it.
     """
@@ -67,11 +70,21 @@ def _by_scanpy(said: str, read: Callable[[Any], Any], layer: str) -> Counts:
     """The counts of what `read` gives with scanpy: an AnnData, cells in rows."""
     found = by_scanpy(said, read)
     layers: Mapping[str, Any] = found.layers
-    matrix = found.X if not layer else layers.get(layer)
+    offered = sorted({*layers, *((RAW,) if found.raw is not None else ())})
+    held = found.raw if layer == RAW and RAW in offered and RAW not in layers else found
+    matrix = layers.get(layer) if layer and held is found else held.X
     if matrix is None:
-        offer = f"its layers are {', '.join(sorted(layers)) or 'none'}"
-        raise UsageError(f"'{said}' has no {f'layer {layer!r}' if layer else 'matrix X'}: {offer}")
-    return _checked(said, matrix, tuple(found.shape), tuple(map(str, found.var_names)))
+        named = f"layer '{layer}'" if layer else "matrix X"
+        offer = f"the option layer may name {', '.join(offered)}" if offered else "its layers are none"
+        raise UsageError(f"'{said}' has no {named}: {offer}")
+    try:
+        return _checked(said, matrix, tuple(held.shape), tuple(map(str, held.var_names)))
+    except UsageError as cause:
+        if layer or not offered:
+            raise
+        raise UsageError(
+            f"{cause}, or name where the file has them with the option layer: {', '.join(offered)}"
+        ) from cause
 
 
 def by_scanpy(said: str, read: Callable[[Any], Any]) -> Any:
@@ -81,7 +94,9 @@ def by_scanpy(said: str, read: Callable[[Any], Any]) -> Any:
     except ImportError as missing:
         raise NoReader(f"'{said}' is read by scanpy ({missing}): install resia[bio], or give an .npz") from missing
     try:
-        return read(scanpy)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* names are not unique")  # they are known by their place
+            return read(scanpy)
     except Exception as cause:  # the readers under scanpy have errors of their own for a damaged file
         why = first_line(cause)
         raise UsageError(f"'{said}' cannot be read as counts ({why}): it is damaged or of another format") from cause

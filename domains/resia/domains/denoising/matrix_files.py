@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from resia.events.errors import UsageError
 
-from .data import ARRAYS, UNREADABLE, first_line
+from .data import UNREADABLE, first_line, texts
 from .matrices import by_scanpy, check_places
 
+SPARSE = ("data", "indices", "indptr", "shape")  # of a compressed sparse matrix, as scipy saves it too
 SUFFIXES = (".npz", ".h5ad", ".csv")
 Names = tuple[str, ...]
 
@@ -35,7 +36,7 @@ class Named(NamedTuple):
 def read_matrix(path: Path) -> Named:
     """Raises UsageError in one sentence with the file and what is wrong in it. The values are any numbers."""
     if path.suffix == ".npz":
-        return _checked(path, _npz(path))
+        return npz_matrix(path, read_arrays(path))
     if path.suffix == ".csv":
         return _checked(path, _csv(path))
     if path.suffix == ".h5ad":
@@ -97,27 +98,30 @@ def _checked(path: Path, found: Named) -> Named:
     return found
 
 
-def _npz(path: Path) -> Named:
-    return npz_matrix(path, read_arrays(path))
-
-
 def npz_matrix(path: Path, arrays: Mapping[str, NDArray[Any]], name: str = "X") -> Named:
     """The dense array `name` of an .npz, or its compressed sparse ones."""
     if name in arrays:
         values = arrays[name]
-    elif set(ARRAYS) <= set(arrays):
+    elif set(SPARSE) <= set(arrays):
         values = _dense(path, arrays)
     else:
-        raise UsageError(f"'{path}' holds no array {name}: its arrays are {', '.join(sorted(arrays)) or 'none'}")
-    return Named(_numbers(path, values), _names(arrays.get("cells")), _names(arrays.get("genes")))
+        held = ", ".join(sorted(arrays)) or "none"
+        raise UsageError(
+            f"'{path}' holds no array {name}: its arrays are {held}; save it as {name}, or csr or csc as scipy does"
+        )
+    return _checked(path, Named(_numbers(path, values), _names(arrays.get("cells")), _names(arrays.get("genes"))))
 
 
 def _dense(path: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     from scipy import sparse
 
     data, indices, indptr = (arrays[name] for name in ("data", "indices", "indptr"))
+    form = texts(arrays["format"])[0] if "format" in arrays else "csr"  # which scipy writes beside them
+    kind = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}.get(form)
+    if kind is None:
+        raise UsageError(f"'{path}' holds a sparse matrix of the form {form}: give csr, csc or a dense X")
     try:
-        rows = sparse.csr_matrix((data, indices, indptr), shape=tuple(arrays["shape"]))
+        rows = kind((data, indices, indptr), shape=tuple(arrays["shape"]))
         check_places(str(path), rows)
         found: NDArray[Any] = rows.toarray()
     except (ValueError, TypeError, IndexError, MemoryError) as cause:
@@ -132,7 +136,7 @@ def _numbers(path: Path, values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _names(found: NDArray[Any] | None) -> Names | None:
-    return None if found is None else tuple(map(str, found.ravel()))
+    return None if found is None else texts(found)
 
 
 def _csv(path: Path) -> Named:

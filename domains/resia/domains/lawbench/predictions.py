@@ -43,6 +43,8 @@ def score_predictions(
 ) -> tuple[FileScore, ...]:
     """One score for each split that the file answers a fact of. Raises UsageError as `FileScored.score_file` does."""
     entries = [_prediction(key, value) for key, value in _entries(path)]
+    if not any(entries):
+        raise UsageError(f"{path} has no entry that can be read: give each an id and a prediction as text, in UTF-8")
     ignored: Counter[str] = Counter(UNREADABLE for entry in entries if entry is None)
     known = {fact.id: fact for held in facts.values() for fact in held}
     given: dict[str, Prediction] = {}
@@ -92,7 +94,7 @@ def _names(written_id: str) -> Iterator[str]:
 
 def _some(entries: Iterable[Prediction | None]) -> str:
     names = [entry.id[:40] for entry in entries if entry is not None]
-    return ", ".join(names[:3]) + (" and so on" if len(names) > 3 else "") if names else "missing"
+    return ", ".join(names[:3]) + (" and so on" if len(names) > 3 else "")
 
 
 def _prediction(key: str, value: object) -> Prediction | None:
@@ -112,8 +114,9 @@ def _prediction(key: str, value: object) -> Prediction | None:
 
 
 def _word(failure: object) -> str:
-    """What a file calls a failure, as it can be printed: one line, and half a character as a question mark."""
-    return " ".join(str(failure).encode(errors="replace").decode().split())[:50]
+    """What a file calls a failure, as it can be printed: one line, and a question mark for what no terminal shows."""
+    line = " ".join(str(failure).split())
+    return "".join(character if character.isprintable() else "?" for character in line)[:50]
 
 
 def _gold(text: str) -> tuple[str, ...]:
@@ -136,8 +139,9 @@ def _entries(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _text(path: Path) -> str:
+    """The file's text. A byte that is no UTF-8 is kept as half a character, by which `_undecoded` knows its entry."""
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as cause:
         raise UsageError(f"{path} cannot be read ({cause.strerror}): check the name given to --predictions") from None
     if not text.strip():
@@ -145,12 +149,16 @@ def _text(path: Path) -> str:
     return text
 
 
+def _undecoded(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text)
+
+
 def _lines(text: str) -> Iterator[tuple[str, object]]:
     """Lines have no order that anyone promised, so each must have its id."""
     for line in text.split("\n"):
         try:
             if line.strip():
-                yield "", json.loads(line)
+                yield "", None if _undecoded(line) else json.loads(line)
         except (ValueError, RecursionError):
             yield "", None
 
@@ -175,8 +183,8 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _cells(row: Mapping[str | None, str | None]) -> tuple[str, object]:
-    """A row as an entry; one with too many or too few cells cannot be read."""
-    if None in row or None in row.values():
+    """A row as an entry; one with too many or too few cells cannot be read, nor one in another encoding."""
+    if None in row or None in row.values() or any(_undecoded(cell) for cell in row.values() if cell):
         return "", None
     given = {name: row[name] for name in ("id", "prediction", "failure", "refr") if row.get(name)}
     return row["id"] or "", {"prediction": "", **given}

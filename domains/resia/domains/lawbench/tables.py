@@ -95,7 +95,10 @@ def _fact(source: str, number: int, row: Mapping[str, object], columns: Columns,
                 f"row {number} of {source} has no column '{column}', only {', '.join(map(str, row))[:200]}: "
                 "name it with the options fact_column and charge_column"
             )
-    text, charges = row[columns.fact], _charges(row[columns.charge])
+    text, cell = row[columns.fact], row[columns.charge]
+    if any(isinstance(part, dict | list) for part in (cell if isinstance(cell, list) else [cell])):
+        raise UsageError(f"row {number} of {source} has no text as its charge but {cell!r:.60}: give a text, or a list")
+    charges = _charges(cell)
     if not isinstance(text, str) or not text.strip() or not charges:
         raise UsageError(f"row {number} of {source} lacks its facts or its charge: fill them in or leave the row out")
     given = row.get(SPLIT_COLUMN)
