@@ -16,7 +16,7 @@ CASE = Case(4, 1, 8)
 
 
 def test_strict_believes_two_clocks_that_agree():
-    clocks = ScriptedChamber(inside_us=100.0, wall_us=105.0, batch_us=5_000.0)
+    clocks = ScriptedChamber(inside_us=100.0, wall_us=105.0, batch_us=900.0)
     found = strict(clocks, CASE, DEVICE, 0, SCRIPTED)
     assert found.us == 100.0
     assert clocks.batches == [1, 1, 6, 1, 6]
@@ -30,6 +30,29 @@ def test_strict_quarantines_clocks_that_do_not(inside, wall):
         strict(clocks, CASE, DEVICE, 0, SCRIPTED)
     assert caught.value.failure == "quarantined"
     assert len(clocks.batches) == 1 + 2 * SCRIPTED.tries
+
+
+def test_a_short_batch_made_slow_makes_no_call_look_short():
+    """Every batch lasts as long as if 50 ms had nothing to do with its calls."""
+    clocks = ScriptedChamber(inside_us=100.0, wall_us=100.0, batch_us=50_000.0)
+    with pytest.raises(SandboxError, match="50000 us more of a batch of 6") as caught:
+        strict(clocks, CASE, DEVICE, 0, SCRIPTED)
+    assert caught.value.failure == "quarantined"
+
+
+def test_what_a_gpu_needs_once_for_so_many_outputs_is_in_no_time():
+    """A first batch of its length takes torch to the driver for memory in every call."""
+    clocks = ScriptedChamber(100.0, 100.0, device=msgspec.structs.replace(DEVICE, kind="cuda"))
+    run = clocks.run
+
+    def asking(made, watch=False):
+        each = 400.0 if len(made) > max(clocks.batches, default=0) else 100.0
+        clocks._inside, clocks._wall = each, each
+        return run(made, watch)
+
+    clocks.run = asking
+    assert strict(clocks, CASE, clocks.device, 0, SCRIPTED).us == 100.0
+    assert clocks.batches == [1, 6, 1, 6, 1, 6]
 
 
 def test_a_batch_overflows_the_cache_and_lasts():

@@ -132,9 +132,15 @@ class ProcessCandidate(Guest):
     def run(self, calls: Sequence[Inputs], watch: bool = False) -> Ran:
         """See `resia.kernels.ports.Candidate.run`."""
         laid = self._arena.lay_out(calls)
+        if not self._on_cpu:  # a kernel on a GPU has them there before the signal
+            self._arena.write(laid, calls)
         self._patience(self._limits.load_s)
         self._say({"do": "run", "calls": laid.calls, "bytes": laid.bytes, "watch": watch})
         self._heard("ready")
+        if (
+            self._on_cpu
+        ):  # or a file that rewrites the lines that lay out would have done the work before the clock runs
+            self._arena.write(laid, calls)
         self._patience(self._limits.call_s * len(calls))
         started = time.perf_counter_ns()
         self._send(b"G")
