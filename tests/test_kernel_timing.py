@@ -40,21 +40,6 @@ def test_a_short_batch_made_slow_makes_no_call_look_short():
     assert caught.value.failure == "quarantined"
 
 
-def test_what_a_gpu_needs_once_for_so_many_outputs_is_in_no_time():
-    """A first batch of its length takes torch to the driver for memory in every call."""
-    clocks = ScriptedChamber(100.0, 100.0, device=msgspec.structs.replace(DEVICE, kind="cuda"))
-    run = clocks.run
-
-    def asking(made, watch=False):
-        each = 400.0 if len(made) > max(clocks.batches, default=0) else 100.0
-        clocks._inside, clocks._wall = each, each
-        return run(made, watch)
-
-    clocks.run = asking
-    assert strict(clocks, CASE, clocks.device, 0, SCRIPTED).us == 100.0
-    assert clocks.batches == [1, 6, 1, 6, 1, 6]
-
-
 def test_a_batch_overflows_the_cache_and_lasts():
     roomy = Budget(pairs=1, batch_us=1_000.0, least_calls=4, most_calls=1_000)
     clocks = ScriptedChamber(100.0, 100.0)

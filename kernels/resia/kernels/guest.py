@@ -24,6 +24,7 @@ FILENAME = "<kernel>"
 HEADER = struct.Struct("!I")
 GO = b"G"
 MESSAGE_CHARS = 600
+SPARE = 8  # outputs' worth of memory for what a kernel keeps between its steps
 BUSY_SIDE, BUSY_PRODUCTS = 4096, 100  # of 16-bit matrices of 32 MB: some 20 ms of a large GPU, and more than its cache
 
 
@@ -196,6 +197,8 @@ def _batch(control: int, arena: int, order: dict[str, Any], kernel: Any, config:
     with mmap.mmap(arena, order["bytes"]) as memory:
         laid = [_laid_out(call, memory, found) for call in order["calls"]]
         calls = [_bound(kernel, names, config, views["out"], found) for names, views in laid]
+        if found.device != "cpu" and not order["watch"]:
+            _make_room(torch, laid[0][0]["x"], len(calls))
         timed, threads, caught = found.timer(len(calls)), found.threads(), list[str]()
         send(control, {"ready": True})
         if os.read(control, 1) != GO:
@@ -226,6 +229,13 @@ def _laid_out(call: dict[str, Any], memory: mmap.mmap, found: Tools) -> tuple[di
     }
     given = {name: view for name, view in views.items() if name != "out"}
     return given if found.device == "cpu" else {name: view.to(found.device) for name, view in given.items()}, views
+
+
+def _make_room(torch: Any, x: Any, calls: int) -> None:
+    """Have torch ask the driver now for what the calls will need: outputs are kept until all are done, so a batch
+    longer than any before would ask for each of its own while the clocks run. torch keeps what is given back here."""
+    taken = [torch.empty_like(x) for _ in range(calls + SPARE)]
+    del taken
 
 
 def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any], out: Any, found: Tools) -> Call:

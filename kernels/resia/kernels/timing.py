@@ -86,8 +86,6 @@ def strict(
     budget = budget or Budget()
     first = _batch(candidate, case, 1, seed_for(seed, "warm"), maths)
     long = _calls(case, device, first.inside_us[0], budget)
-    if device.kind == "cuda":  # so many outputs at once: torch asks the driver for their memory now, in no timed call
-        _batch(candidate, case, long, seed_for(seed, "room"), maths)
     pairs: list[Pair] = []
     for number in range(budget.tries):
         pairs.append(_pair(candidate, case, long, seed_for(seed, "pair", number), maths))

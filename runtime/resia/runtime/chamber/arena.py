@@ -58,8 +58,8 @@ class Arena:
                         self._view(placed[name])[...] = array
 
     def outputs(self, laid: Laid) -> tuple[Floats, ...]:
-        """Copies of what was handed over."""
-        return tuple(self._view(placed["out"]).copy() for placed in laid.calls)
+        """What was handed over, as it is now; views, valid until the next batch."""
+        return tuple(self._view(placed["out"]) for placed in laid.calls)
 
     def after(self, laid: Laid) -> tuple[Inputs, ...]:
         """The inputs as they are now; views, valid until the next batch."""

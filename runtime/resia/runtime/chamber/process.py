@@ -147,7 +147,7 @@ class ProcessCandidate(Guest):
         self._heard("done")
         wall_us = (time.perf_counter_ns() - started) / 1000
         # Read at once, faster than a kernel that has put its work off could make them.
-        outputs = self._arena.outputs(laid) if self._on_cpu else ()
+        outputs = tuple(out.copy() for out in self._arena.outputs(laid)) if self._on_cpu else ()
         return self._collected(laid, wall_us, outputs)
 
     def _collected(self, laid: Laid, wall_us: float, outputs: tuple[Floats, ...]) -> Ran:
