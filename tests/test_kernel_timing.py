@@ -129,6 +129,24 @@ def test_near_the_roofline_it_is_timed_again_in_a_fresh_process():
     assert far.loaded == 1
 
 
+def test_a_seed_tells_what_is_verified_and_not_what_is_timed():
+    def seen() -> tuple[list[bytes], list[bytes]]:
+        clocks, verified, timed = ScriptedChamber(100.0, 100.0), list[bytes](), list[bytes]()
+        run = clocks.run
+
+        def noted(made, watch=False):
+            (verified if watch else timed).extend(call.x.tobytes() for call in made)
+            return run(made, watch)
+
+        clocks.run = noted
+        assert Judge(clocks, SUITE, SCRIPTED).bench("", {}, "gpumode", 0).failure == ""
+        return verified, timed
+
+    (verified, timed), again = seen(), seen()
+    assert verified == again[0]
+    assert not set(timed) & set(again[1])
+
+
 def test_a_verdict_adds_up():
     verdict = Judge(ScriptedChamber(750.0, 750.0), SUITE, SCRIPTED).bench("", {}, "gpumode", 0)
     assert verdict.case_us == {case.name: 750.0 for case in SUITE.timed}
