@@ -104,7 +104,7 @@ def _choices(kind: type[msgspec.Struct], option: str) -> str:
     """What the option may be, where it is one of a few words."""
     types = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     words = get_args(types[option]) if get_origin(types.get(option)) is Literal else ()
-    return f"choose from {', '.join(words)}" if words else ""
+    return f"choose from {', '.join(filter(None, words))}" if words else ""  # an empty word is to leave it out
 
 
 def _factory(name: str) -> Factory:
