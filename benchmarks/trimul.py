@@ -10,6 +10,7 @@ kernel that is rejected is a row of its own, and the others go on. What is done 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from resia.domains.trimul.cases import Suite, geometric_mean
 from resia.domains.trimul.roofline import Device, three_kernels_us
 from resia.domains.trimul.tool import FUSED, PLAIN
 from resia.events import KernelProtocol
+from resia.events.errors import UsageError
 from resia.kernels.bench import cases_for
 from resia.kernels.judge import Judge, Verdict
 from resia.kernels.ports import Limits
@@ -69,6 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="of torch on a processor")
     parser.add_argument("--unsafe-local", action="store_true", help="where no sandbox holds")
     args = parser.parse_args(argv)
+    try:
+        result = measured(args, parser)
+    except UsageError as cause:
+        parser.error(str(cause))
+    machine.report(result, args, _table)
+    return int(any(row["failure"] for row in result["kernels"].values()))
+
+
+def measured(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """A row a kernel. Raises UsageError."""
     device = find(args.device, args.threads)
     suite, known = cases_for(args.suite, device), KERNELS[device.kind]
     chosen = args.kernels or list(known)
@@ -81,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verdicts = judged(chamber, suite, budget, known[name], args.protocols)
             result["kernels"][name] = _row(verdicts, result["three_kernels_us"])
             machine.write(result, args.out)
-    machine.report(result, args, _table)
-    return int(any(row["failure"] for row in result["kernels"].values()))
+    return result
 
 
 def judged(

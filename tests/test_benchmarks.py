@@ -129,6 +129,9 @@ def test_a_kernel_of_trimul_that_is_rejected_is_a_row_of_its_own(monkeypatch, tm
     monkeypatch.setitem(trimul.KERNELS["cpu"], "wrong", trimul.Kernel(wrong))
     assert trimul.main(["--device", "cpu", "--suite", "smoke", "--threads", "1", "--kernels", "wrong"]) == 1
     assert "wrong, strict\n  rejected wrong: case 12/1/32-normal: " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        trimul.main(["--device", "tpu"])
+    assert capsys.readouterr().err.endswith("error: unknown device 'tpu': did you mean cpu?\n")
 
 
 def test_gate(measured, everything):

@@ -130,6 +130,26 @@ class ScriptedCuda:
         return self.now
 
 
+def test_a_driver_is_asked_for_memory_before_the_clocks_run():
+    """As torch does it: what is given back is kept, and only what is not there is asked for."""
+    held, kept, asked = [0], [0], list[str]()
+
+    class Block:
+        def __init__(self, when: str) -> None:
+            if kept[0] == 0:
+                asked.append(when)
+            kept[0], held[0] = max(kept[0] - 1, 0), held[0] + 1
+
+        def __del__(self) -> None:
+            kept[0], held[0] = kept[0] + 1, held[0] - 1
+
+    guest._make_room(SimpleNamespace(empty_like=lambda x: Block("before")), None, 16)
+    assert (held[0], kept[0]) == (0, 16 + guest.SPARE)
+    outputs = [Block("while the clocks run") for _ in range(16)]
+    assert len(outputs) == 16
+    assert set(asked) == {"before"}
+
+
 def test_both_clocks_see_the_same_of_a_short_call_on_a_gpu():
     cuda = ScriptedCuda()
     timer = guest._cuda_timer(SimpleNamespace(cuda=cuda), cuda.call)

@@ -16,7 +16,7 @@ CASE = Case(4, 1, 8)
 
 
 def test_strict_believes_two_clocks_that_agree():
-    clocks = ScriptedChamber(inside_us=100.0, wall_us=105.0, batch_us=5_000.0)
+    clocks = ScriptedChamber(inside_us=100.0, wall_us=105.0, batch_us=900.0)
     found = strict(clocks, CASE, DEVICE, 0, SCRIPTED)
     assert found.us == 100.0
     assert clocks.batches == [1, 1, 6, 1, 6]
@@ -30,6 +30,14 @@ def test_strict_quarantines_clocks_that_do_not(inside, wall):
         strict(clocks, CASE, DEVICE, 0, SCRIPTED)
     assert caught.value.failure == "quarantined"
     assert len(clocks.batches) == 1 + 2 * SCRIPTED.tries
+
+
+def test_a_short_batch_made_slow_makes_no_call_look_short():
+    """Every batch lasts as long as if 50 ms had nothing to do with its calls."""
+    clocks = ScriptedChamber(inside_us=100.0, wall_us=100.0, batch_us=50_000.0)
+    with pytest.raises(SandboxError, match="50000 us more of a batch of 6") as caught:
+        strict(clocks, CASE, DEVICE, 0, SCRIPTED)
+    assert caught.value.failure == "quarantined"
 
 
 def test_a_batch_overflows_the_cache_and_lasts():
@@ -119,6 +127,24 @@ def test_near_the_roofline_it_is_timed_again_in_a_fresh_process():
     far = ScriptedChamber(10 * near, 10 * near)
     assert Judge(far, SUITE, SCRIPTED).bench("", {}, "strict", 0).failure == ""
     assert far.loaded == 1
+
+
+def test_a_seed_tells_what_is_verified_and_not_what_is_timed():
+    def seen() -> tuple[list[bytes], list[bytes]]:
+        clocks, verified, timed = ScriptedChamber(100.0, 100.0), list[bytes](), list[bytes]()
+        run = clocks.run
+
+        def noted(made, watch=False):
+            (verified if watch else timed).extend(call.x.tobytes() for call in made)
+            return run(made, watch)
+
+        clocks.run = noted
+        assert Judge(clocks, SUITE, SCRIPTED).bench("", {}, "gpumode", 0).failure == ""
+        return verified, timed
+
+    (verified, timed), again = seen(), seen()
+    assert verified == again[0]
+    assert not set(timed) & set(again[1])
 
 
 def test_a_verdict_adds_up():

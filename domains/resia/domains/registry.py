@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, Protocol, cast, get_args, get_type_hints
+from typing import Any, Literal, Protocol, cast, get_args, get_origin
 
 import msgspec
 
@@ -96,14 +96,15 @@ def _checked(name: str, kind: type[msgspec.Struct], options: Mapping[str, object
         option = place.strip("`").removeprefix("$.")
         if option not in options:
             raise UsageError(f"the {name} domain cannot be built from these options: {why}") from cause
-        choices = [value for value in get_args(get_type_hints(kind).get(option)) if isinstance(value, str)]
-        if choices and why.startswith("Invalid enum value"):
-            raise UnknownName(
-                f"value of option {option} of the {name} domain", str(options[option]), choices
-            ) from cause
-        raise UsageError(
-            f"option {option} of the {name} domain is {options[option]!r}: {why[0].lower()}{why[1:]}"
-        ) from cause
+        said = _choices(kind, option) or f"{why[0].lower()}{why[1:]}"
+        raise UsageError(f"option {option} of the {name} domain is {options[option]!r}: {said}") from cause
+
+
+def _choices(kind: type[msgspec.Struct], option: str) -> str:
+    """What the option may be, where it is one of a few words."""
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    words = get_args(types[option]) if get_origin(types.get(option)) is Literal else ()
+    return f"choose from {', '.join(filter(None, words))}" if words else ""  # an empty word is to leave it out
 
 
 def _factory(name: str) -> Factory:

@@ -38,7 +38,7 @@ def judge_submission(fact: Fact, root_seed: int, ports: BenchPorts) -> Iterator[
     event = fact.event
     assert isinstance(event, KernelSubmitted)
     source = ports.blobs.get(event.source).decode(errors="replace")
-    # Derived, so that whoever judges it again draws the same inputs; a kernel is told neither run nor seed.
+    # Derived, so that whoever judges it again verifies it on the same inputs; a kernel is told neither run nor seed.
     seed = seed_for(root_seed, "kernel", event.source.digest, fact.envelope.id)
     try:
         verdict = _judged(source, event, seed, ports)

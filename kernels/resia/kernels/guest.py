@@ -8,6 +8,7 @@ defined, where patching a module does not reach it.
 
 from __future__ import annotations
 
+import errno
 import json
 import linecache
 import math
@@ -23,7 +24,7 @@ FILENAME = "<kernel>"
 HEADER = struct.Struct("!I")
 GO = b"G"
 MESSAGE_CHARS = 600
-EXIT_MEMORY = 42
+SPARE = 8  # outputs' worth of memory for what a kernel keeps between its steps
 BUSY_SIDE, BUSY_PRODUCTS = 4096, 100  # of 16-bit matrices of 32 MB: some 20 ms of a large GPU, and more than its cache
 
 
@@ -32,7 +33,8 @@ class Failed(Exception):
 
     def __init__(self, failure: str, detail: str) -> None:
         super().__init__(detail)
-        self.failure, self.detail = failure, detail[:MESSAGE_CHARS]
+        # Half of a surrogate pair is no character that a message can hold.
+        self.failure, self.detail = failure, detail[:MESSAGE_CHARS].encode(errors="replace").decode()
 
 
 Call = Callable[[], Any]
@@ -129,6 +131,10 @@ def serve(control: int, arena: int, found: Tools) -> None:
                 _batch(control, arena, order, kernel, config, found)
         except Failed as failed:
             send(control, {"failure": failed.failure, "detail": failed.detail})
+        except (MemoryError, OSError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            send(control, {"failure": "memory", "detail": "what it keeps between calls leaves no memory for the next"})
 
 
 def send(control: int, message: dict[str, Any]) -> None:
@@ -191,6 +197,8 @@ def _batch(control: int, arena: int, order: dict[str, Any], kernel: Any, config:
     with mmap.mmap(arena, order["bytes"]) as memory:
         laid = [_laid_out(call, memory, found) for call in order["calls"]]
         calls = [_bound(kernel, names, config, views["out"], found) for names, views in laid]
+        if found.device != "cpu" and not order["watch"]:
+            _make_room(torch, laid[0][0]["x"], len(calls))
         timed, threads, caught = found.timer(len(calls)), found.threads(), list[str]()
         send(control, {"ready": True})
         if os.read(control, 1) != GO:
@@ -205,6 +213,7 @@ def _batch(control: int, arena: int, order: dict[str, Any], kernel: Any, config:
         _check_threads(threads, found)
         if caught:
             raise Failed("swallowed", f"it caught an exception of its own instead of failing: {caught[0]}")
+        _check_new(outputs, laid)
         for output, (names, views) in zip(outputs, laid, strict=True):
             _hand_over(output, names, views, found)
         send(control, {"ns": ns})
@@ -220,6 +229,13 @@ def _laid_out(call: dict[str, Any], memory: mmap.mmap, found: Tools) -> tuple[di
     }
     given = {name: view for name, view in views.items() if name != "out"}
     return given if found.device == "cpu" else {name: view.to(found.device) for name, view in given.items()}, views
+
+
+def _make_room(torch: Any, x: Any, calls: int) -> None:
+    """Have torch ask the driver now for what the calls will need: outputs are kept until all are done, so a batch
+    longer than any before would ask for each of its own while the clocks run. torch keeps what is given back here."""
+    taken = [torch.empty_like(x) for _ in range(calls + SPARE)]
+    del taken
 
 
 def _bound(kernel: Any, names: dict[str, Any], config: dict[str, Any], out: Any, found: Tools) -> Call:
@@ -243,11 +259,15 @@ def _called(calls: list[Call], timed: Timed, no_grad: Any) -> tuple[list[Any], l
             return timed(calls)
     except Failed:
         raise
-    except MemoryError:
-        raise Failed("memory", "out of memory") from None
     except BaseException as error:  # noqa: BLE001 - SystemExit is one of the ways in which a kernel fails
-        kind = "memory" if "allocate" in str(error) or "out of memory" in str(error) else "raised"
-        raise Failed(kind, _said(error)) from None
+        raise Failed("memory" if _out_of_memory(error) else "raised", _said(error)) from None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Python's own error, the system's, or torch's, which has no kind of its own on a processor."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate", "out of memory"))
 
 
 def _watcher(caught: list[str]) -> Callable[..., Any]:
@@ -272,10 +292,22 @@ def _check(output: Any, view: Any, found: Tools) -> None:
     kind: Any = type(output)
     if kind is not found.tensor:  # a subclass may put its work off
         raise Failed("type", f"it returned a {kind.__name__}, not a plain torch.Tensor")
+    if output.layout != found.torch.strided or output.device.type != found.device:
+        raise Failed("type", f"it returned a {output.layout} tensor on {output.device}, not a dense one where x is")
     if output.dtype != found.float32:
         raise Failed("dtype", f"it returned {output.dtype}, not torch.float32")
     if tuple(output.shape) != tuple(view.shape):
         raise Failed("shape", f"it returned the shape {tuple(output.shape)}, not {tuple(view.shape)}")
+
+
+def _check_new(outputs: list[Any], laid: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Outputs are overwritten, and on a GPU read when all calls are done: none may be an input, or another's memory."""
+    seen = {tensor.untyped_storage().data_ptr(): name for names, _ in laid for name, tensor in names.items()}
+    for output in outputs:
+        place = output.untyped_storage().data_ptr()
+        if place in seen:
+            raise Failed("mutated", f"it returned memory of {seen[place]}, where new memory is asked for at each call")
+        seen[place] = "an output before"
 
 
 def _hand_over(output: Any, names: dict[str, Any], views: dict[str, Any], found: Tools) -> None:

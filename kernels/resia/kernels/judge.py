@@ -6,6 +6,7 @@ is timed again in a fresh process on other inputs.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 import msgspec
@@ -15,7 +16,7 @@ from resia.domains.trimul.operator import Case
 from resia.domains.trimul.roofline import Device, floor_us, ideal_us
 from resia.events import KernelProtocol, KernelStage
 from resia.events.errors import SandboxError
-from resia.events.ids import seed_for
+from resia.events.ids import SEED_BITS, seed_for
 
 from .checking import maths_for, verify
 from .ports import Candidate, Chamber, Config
@@ -45,7 +46,11 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Judge:
-    """Judges kernels in one chamber over one suite of cases. `say` hears how far it has come."""
+    """Judges kernels in one chamber over one suite of cases. `say` hears how far it has come.
+
+    A seed says what a kernel is verified on. What it is timed on depends on a secret too: a file that knows or guesses
+    the seed could have the answers ready, or compute no more than the block that is looked at.
+    """
 
     def __init__(
         self, chamber: Chamber, suite: Suite, budget: Budget | None = None, say: Callable[[str], None] | None = None
@@ -53,6 +58,7 @@ class Judge:
         self._chamber, self._suite, self._budget = chamber, suite, budget or Budget()
         self._say, self._maths = say or (lambda _: None), maths_for(chamber.device)
         self._stage: KernelStage = "compile"
+        self._secret = secrets.randbits(SEED_BITS)
 
     def verify(self, source: str, config: Config, seed: int) -> Verdict:
         """Is it right on every case of the suite? Raises BoundaryError when the chamber broke."""
@@ -87,7 +93,7 @@ class Judge:
     def _benched(self, source: str, config: Config, protocol: KernelProtocol, seed: int) -> Verdict:
         with self._chamber.load(source, config) as candidate:
             self._check(candidate, seed)
-            case_us = self._times(candidate, protocol, seed_for(seed, "time"))
+            case_us = self._times(candidate, protocol, seed_for(seed, "time", self._secret))
         device, mean = self._chamber.device, geometric_mean(case_us)
         floor = floor_us(self._suite.timed, device)
         self._stage = "audit"
@@ -117,7 +123,7 @@ class Judge:
     def _again(self, source: str, config: Config, protocol: KernelProtocol, seed: int, mean: float) -> None:
         """A fresh process, other inputs, the same time."""
         with self._chamber.load(source, config) as candidate:
-            again = geometric_mean(self._times(candidate, protocol, seed_for(seed, "audit")))
+            again = geometric_mean(self._times(candidate, protocol, seed_for(seed, "audit", self._secret)))
         self._stage = "audit"
         if abs(again - mean) > DISAGREEMENT * mean:
             raise SandboxError(

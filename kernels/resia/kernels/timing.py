@@ -5,9 +5,10 @@ under 0.1% of the mean, the kernel has run for 10 s, or 120 s have passed. It be
 
 `strict`: batches of different length whose inputs together overflow the cache. The clock outside sees each batch from
 the signal to its end; the difference of two batches over the difference of their lengths is the time of a call, free of
-what a batch itself costs. A pair of batches counts only if the clock inside says the same to within 10%; a kernel that
-has too few such pairs is quarantined. So a forged clock gains nothing; nor does work put off beyond a call's end, on a
-processor, where outputs are read as soon as the batch is said to be done.
+what a batch itself costs. A pair of batches counts only if the clock inside says the same to within 10%, and of the
+long batch as a whole, so that a short batch made slow does not make a call look short; a kernel that has too few such
+pairs is quarantined. So a forged clock gains nothing; nor does work done before the signal or put off beyond a call's
+end, on a processor, where the inputs come with the signal and outputs are read as soon as the batch is said to be done.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .ports import Candidate, Ran
 
 SEED_STEP = 13
 DISAGREEMENT = 0.10
+BATCH_US = 1000.0  # what a batch may cost beside its calls: a message each way, and being woken
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -67,6 +69,15 @@ class Pair(NamedTuple):
         """How far apart the two are, relative to the outer; infinite where that is no time at all."""
         return abs(self.inside_us - self.wall_us) / self.wall_us if self.wall_us > 0 else math.inf
 
+    @property
+    def unseen_us(self) -> float:
+        """What of the long batch the clock inside has not seen."""
+        return self.long.wall_us - math.fsum(self.long.inside_us)
+
+    @property
+    def agrees(self) -> bool:
+        return self.gap <= DISAGREEMENT and self.unseen_us <= DISAGREEMENT * self.long.wall_us + BATCH_US
+
 
 def strict(
     candidate: Candidate, case: Case, device: Device, seed: int, budget: Budget | None = None, maths: Maths = HOST
@@ -78,17 +89,21 @@ def strict(
     pairs: list[Pair] = []
     for number in range(budget.tries):
         pairs.append(_pair(candidate, case, long, seed_for(seed, "pair", number), maths))
-        good = [pair for pair in pairs if pair.gap <= DISAGREEMENT]
+        good = [pair for pair in pairs if pair.agrees]
         if len(good) >= budget.pairs:
             times = [us for pair in good for us in pair.long.inside_us]
             return Timed(statistics.fmean(times), len(times))
-    inside, wall = (
-        statistics.median(values) for values in zip(*((p.inside_us, p.wall_us) for p in pairs), strict=True)
-    )
-    raise SandboxError(
+    raise _disbelieved(case, long, pairs, len(good))
+
+
+def _disbelieved(case: Case, long: int, pairs: list[Pair], good: int) -> SandboxError:
+    told = ((pair.inside_us, pair.wall_us, pair.unseen_us) for pair in pairs)
+    inside, wall, unseen = (statistics.median(values) for values in zip(*told, strict=True))
+    return SandboxError(
         "quarantined",
-        f"case {case.name}: a call takes {inside:.0f} us by the clock inside and {wall:.0f} us by the judge's"
-        f" (medians of {len(pairs)} pairs of batches, {len(good)} of which agree to {DISAGREEMENT:.0%})",
+        f"case {case.name}: a call takes {inside:.6g} us by the clock inside and {wall:.6g} us by the judge's, who saw"
+        f" {unseen:.6g} us more of a batch of {long} (medians of {len(pairs)} pairs of batches, {good} of which agree"
+        f" to {DISAGREEMENT:.0%})",
     )
 
 

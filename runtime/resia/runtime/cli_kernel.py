@@ -29,7 +29,7 @@ CaseOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads of torch on a processor.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the inputs.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the inputs it is verified on.")]
 
 
 def register(parent: typer.Typer) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from resia.domains.trimul.operator import Floats, Inputs
 
 _ALIGNMENT = 4096
+_LAST = "norm_weight"  # scales x, before any projection of it
 Places = dict[str, tuple[int, tuple[int, ...]]]  # name -> offset in bytes, shape
 
 
@@ -33,7 +34,7 @@ class Arena:
         self._memory: mmap.mmap | None = None
 
     def lay_out(self, calls: Sequence[Inputs]) -> Laid:
-        """Write the inputs of every call, and NaN where its output will be."""
+        """Make room for every call, with NaN where its output will be; the inputs are not there yet."""
         places, end = [], 0
         for call in calls:
             shapes = {name: array.shape for name, array in call.arrays().items()} | {"out": call.x.shape}
@@ -43,15 +44,22 @@ class Arena:
                 end += -(-4 * int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT
             places.append(placed)
         self._grow(end)
-        for call, placed in zip(calls, places, strict=True):
-            for name, array in call.arrays().items():
-                self._view(placed[name])[...] = array
+        for placed in places:
             self._view(placed["out"])[...] = np.nan
         return Laid(tuple(places), end)
 
+    def write(self, laid: Laid, calls: Sequence[Inputs]) -> None:
+        """Write the inputs of every call. What all else depends on comes last, so that a kernel that watches the memory
+        has nothing to begin with before it has everything."""
+        for first in (True, False):
+            for call, placed in zip(calls, laid.calls, strict=True):
+                for name, array in call.arrays().items():
+                    if first == (name != _LAST):
+                        self._view(placed[name])[...] = array
+
     def outputs(self, laid: Laid) -> tuple[Floats, ...]:
-        """Copies of what was handed over."""
-        return tuple(self._view(placed["out"]).copy() for placed in laid.calls)
+        """What was handed over, as it is now; views, valid until the next batch."""
+        return tuple(self._view(placed["out"]) for placed in laid.calls)
 
     def after(self, laid: Laid) -> tuple[Inputs, ...]:
         """The inputs as they are now; views, valid until the next batch."""

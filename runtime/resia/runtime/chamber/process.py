@@ -132,16 +132,22 @@ class ProcessCandidate(Guest):
     def run(self, calls: Sequence[Inputs], watch: bool = False) -> Ran:
         """See `resia.kernels.ports.Candidate.run`."""
         laid = self._arena.lay_out(calls)
+        if not self._on_cpu:  # a kernel on a GPU has them there before the signal
+            self._arena.write(laid, calls)
         self._patience(self._limits.load_s)
         self._say({"do": "run", "calls": laid.calls, "bytes": laid.bytes, "watch": watch})
         self._heard("ready")
+        if (
+            self._on_cpu
+        ):  # or a file that rewrites the lines that lay out would have done the work before the clock runs
+            self._arena.write(laid, calls)
         self._patience(self._limits.call_s * len(calls))
         started = time.perf_counter_ns()
         self._send(b"G")
         self._heard("done")
         wall_us = (time.perf_counter_ns() - started) / 1000
         # Read at once, faster than a kernel that has put its work off could make them.
-        outputs = self._arena.outputs(laid) if self._on_cpu else ()
+        outputs = tuple(out.copy() for out in self._arena.outputs(laid)) if self._on_cpu else ()
         return self._collected(laid, wall_us, outputs)
 
     def _collected(self, laid: Laid, wall_us: float, outputs: tuple[Floats, ...]) -> Ran:
