@@ -275,7 +275,7 @@ def test_the_domain_is_there_by_name_and_says_what_is_wrong_with_its_options():
     assert isinstance(domain, FileScored)
     with pytest.raises(UsageError, match="needs one source of facts"):
         load_domain("lawbench", {})
-    with pytest.raises(UsageError, match="option protocol of the lawbench domain is 'exact': choose from .*set-exact"):
+    with pytest.raises(UsageError, match=r"option protocol of the lawbench domain is 'exact': choose from .*set-exact"):
         load_domain("lawbench", {"synthetic": True, "protocol": "exact"})
 
 
