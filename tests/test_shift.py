@@ -599,10 +599,8 @@ def test_a_person_who_watches_is_told_once_of_a_slow_worker(capsys):
 
 
 def test_a_person_who_watches_is_told_whom_a_run_waits_for(capsys):
-    View("r").watch().unserved(("meta", "task"))
-    assert capsys.readouterr().err.endswith(
-        "nothing moves, and no process serves meta, task: start one with resia worker start ROLE\n"
-    )
+    View("r").watch().waiting("no process serves task")
+    assert capsys.readouterr().err.endswith("no process serves task\n")
 
 
 # -- what runs share -------------------------------------------------------------------------------------------------

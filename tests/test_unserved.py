@@ -11,7 +11,7 @@ from resia.runtime import unserved as module
 from resia.runtime.bus import Bus
 from resia.runtime.config import load_settings
 from resia.runtime.session import _needed, parse_workers
-from resia.runtime.unserved import Quiet, tell_unserved, unserved
+from resia.runtime.unserved import Quiet, tell_waiting, unserved
 
 
 async def test_a_role_is_served_while_a_process_waits_for_its_work(bus: Bus, run: str, monkeypatch: pytest.MonkeyPatch):
@@ -24,12 +24,20 @@ async def test_a_role_is_served_while_a_process_waits_for_its_work(bus: Bus, run
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_it_is_told_once_nothing_is_heard(bus: Bus, run: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (str, "no process serves feedback: start one with resia worker start ROLE"),
+        (lambda run: f"{run}-gone", "nothing moves: read the log of run"),
+    ],
+    ids=["a role", "the log"],
+)
+async def test_it_is_told_once_nothing_is_heard(bus: Bus, run: str, name, says, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "LOOK_S", 0.01)
     monkeypatch.setattr(module, "QUIET_S", 0.0)
-    told = asyncio.Queue[tuple[str, ...]]()
-    task = asyncio.create_task(tell_unserved(bus, run, ["feedback"], Quiet(), told.put_nowait))
-    assert await asyncio.wait_for(told.get(), 20) == ("feedback",)
+    told = asyncio.Queue[str]()
+    task = asyncio.create_task(tell_waiting(bus, name(run), ["feedback"], Quiet(), told.put_nowait))
+    assert says in await asyncio.wait_for(told.get(), 20)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -60,7 +60,7 @@ class View:
         self._pace, self._slow = Pace(), ("", 0)
 
     def watch(self) -> Watch:
-        return Watch(self.fact, self.live, self.died, self.started, self.unserved)
+        return Watch(self.fact, self.live, self.died, self.started, self.note)
 
     def started(self, supervisor: Supervisor) -> None:
         del supervisor
@@ -101,9 +101,6 @@ class View:
     def died(self, died: Died) -> None:
         how = f"was killed by signal {-died.code}" if died.code < 0 else f"ended with code {died.code}"
         self.note(f"{died.worker} (process {died.pid}) {how}; starting it again")
-
-    def unserved(self, roles: tuple[str, ...]) -> None:
-        self.note(f"nothing moves, and no process serves {', '.join(roles)}: start one with resia worker start ROLE")
 
     def note(self, text: str) -> None:
         """One line that stays."""

@@ -37,7 +37,7 @@ from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
 from .targets import addresses, write_targets
 from .tenancy import Serving
-from .unserved import Quiet, tell_unserved
+from .unserved import Quiet, tell_waiting
 from .watching import Watching, watching
 from .worker import Clerk, Follower, cancelled
 
@@ -62,7 +62,7 @@ class Watch(NamedTuple):
     live: Callable[[dict[str, Any]], None] = _ignore
     died: Callable[[Died], None] = _ignore
     started: Callable[[Supervisor], None] = _ignore
-    unserved: Callable[[tuple[str, ...]], None] = _ignore  # roles that the run seems to wait for
+    waiting: Callable[[str], None] = _ignore  # what the run seems to wait for, in a sentence
 
 
 class Session(NamedTuple):
@@ -264,7 +264,7 @@ async def _attend(
     helpers = [
         asyncio.create_task(follower.follow(on_fact)),
         asyncio.create_task(_relay(bus, session.run, on_live)),
-        asyncio.create_task(tell_unserved(bus, session.run, elsewhere, quiet, watch.unserved)),
+        asyncio.create_task(tell_waiting(bus, session.run, elsewhere, quiet, watch.waiting)),
         asyncio.create_task(_guard_disk(session)),
         asyncio.create_task(guard_seconds(bus, session.run, session.store, settings.loop.seconds_budget, follower)),
         asyncio.create_task(_guard_server(log, watch, lambda: witness.check(bus, session.run))),

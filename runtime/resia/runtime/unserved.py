@@ -1,11 +1,11 @@
-"""Whom a run waits for: roles of which no process asks for work, looked for once nothing has been heard for a while."""
+"""What a run waits for: a log that does not answer, or roles of which no process asks for work. Looked for once
+nothing has been heard for a while."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 
 from resia.events.errors import BusError
 
@@ -40,17 +40,24 @@ async def unserved(bus: Bus, run: str, roles: Collection[str]) -> tuple[str, ...
     return tuple(absent)
 
 
-async def tell_unserved(
-    bus: Bus, run: str, roles: Collection[str], quiet: Quiet, tell: Callable[[tuple[str, ...]], None]
-) -> None:
-    """For ever: `tell` which of `roles` nobody serves when nothing is heard, and again when others are missing."""
-    told: tuple[str, ...] = ()
+async def tell_waiting(bus: Bus, run: str, roles: Collection[str], quiet: Quiet, tell: Callable[[str], None]) -> None:
+    """For ever: `tell` what the run waits for, in a sentence, once nothing is heard of it and when that changes."""
+    told = ""
     while True:
         await asyncio.sleep(max(QUIET_S - quiet.seconds, LOOK_S))
         if quiet.seconds < QUIET_S:
             continue
-        with suppress(BusError):  # no server for the moment: others say so
-            missing = await unserved(bus, run, roles)
-            if missing and missing != told and quiet.seconds >= QUIET_S:
-                tell(missing)
-            told = missing
+        why = await _waits_for(bus, run, roles)
+        if why and why != told and quiet.seconds >= QUIET_S:
+            tell(why)
+        told = why
+
+
+async def _waits_for(bus: Bus, run: str, roles: Collection[str]) -> str:
+    """In words; empty where nothing is amiss."""
+    try:
+        await bus.last_sequence(run)
+        missing = await unserved(bus, run, roles)
+    except BusError as cause:
+        return f"nothing moves: {cause}"
+    return f"no process serves {', '.join(missing)}: start one with resia worker start ROLE" if missing else ""
