@@ -6,11 +6,13 @@ import asyncio
 
 import nats
 import pytest
+from nats.js import api
 
 from given import BLOB, clerk, drafts_of, requested, step
 from resia.events import Candidate, DecisionMade, Draft, Fact, RunCompleted, Skipped
 from resia.events.errors import BusError, FenceMoved, UsageError
 from resia.runtime.bus import Bus, connect
+from resia.runtime.connecting import lost, target_of
 
 
 def decision(iteration: int = 1) -> DecisionMade:
@@ -166,6 +168,26 @@ async def test_once_a_run_events_have_one_id_whoever_writes_them(run):
     two = clerk(run, "feedback", "w2").draft("cause-b", 9, ending, "y", 5)
     assert isinstance(one, Draft)
     assert one.subject == two.subject
+
+
+async def test_a_cluster_that_knows_a_log_and_no_leader_of_it_is_not_one_without_logs(bus, run, monkeypatch):
+    """As nodes answer that have lost their majority: the log is there, and nobody leads it."""
+    info = await bus._js.stream_info(f"RUN-{run}")
+
+    async def leaderless(_: str) -> api.StreamInfo:
+        return info.evolve(cluster=api.ClusterInfo(name="resia"))
+
+    monkeypatch.setattr(bus._js, "stream_info", leaderless)
+    with pytest.raises(BusError, match="the cluster has no leader: most of its nodes must be up"):
+        await bus.members(run)
+
+
+def test_a_log_that_stays_away_is_named_with_what_to_do_and_without_its_token():
+    target = target_of("nats://s3cret@one:4222,nats://two:4222", "", "", "")
+    assert lost(target, ["Connect call failed"]) == (
+        "the log at nats://one:4222,nats://two:4222 went away and did not come back: start its server, then go on with"
+        " resia run --resume or resia worker start"
+    )
 
 
 async def test_a_login_in_the_address_is_what_it_stands_for(access):

@@ -407,3 +407,21 @@ def test_a_worker_that_a_command_starts_logs_what_it_handles(capsys):
     structlog.reset_defaults()
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["event"] == "handled"
+
+
+def test_what_libraries_log_in_a_worker_has_the_form_of_its_own_lines():
+    code = (
+        "import logging, structlog, warnings\n"
+        "from resia.runtime.logs import configure_logs\n"
+        "configure_logs()\n"
+        "with structlog.contextvars.bound_contextvars(run='r', iteration=2):\n"
+        "    logging.getLogger('other').warning('not %s', 'sent')\n"
+        "    warnings.warn('old', stacklevel=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["logger"], line["level"], line["run"], line["iteration"]) for line in lines] == [
+        ("other", "warning", "r", 2),
+        ("py.warnings", "warning", "r", 2),
+    ]
+    assert (lines[0]["event"], done.stderr) == ("not sent", "")

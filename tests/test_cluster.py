@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from given import clerk, drafts_of, requested, step
@@ -22,6 +23,7 @@ from resia.events.subjects import ROLES
 from resia.runtime.bus import connect, reach
 from resia.runtime.cli import main
 from resia.runtime.cluster.credentials import NODES, make
+from resia.runtime.cluster.looking import looked
 from resia.runtime.cluster.nodes import Nodes
 from resia.runtime.connecting import target_of
 from resia.runtime.doctor_log import look
@@ -253,6 +255,16 @@ class TestOneNodeAlone:
                 await bus.find_run("x")
         finally:
             await bus.close()
+
+    async def test_without_a_majority_the_nodes_are_asked_one_by_one(self, alone, tmp_path, monkeypatch):
+        monkeypatch.setattr("resia.runtime.bus.CLUSTER_ACK_S", 0.5)
+        monkeypatch.setattr("resia.runtime.bus.CONNECT_TIMEOUT_S", 1.0)
+        access = self.launched(alone)
+        absent = f"tls://127.0.0.1:{alone._places[NODES[1]].client}"
+        login = tmp_path / "both.json"
+        login.write_bytes(msgspec.json.encode(msgspec.structs.replace(access, url=f"{absent},{access.url}")))
+        with pytest.raises(BusError, match=f"no leader .*: {absent} does not answer, {access.url} answers$"):
+            await looked(str(login), None)
 
     async def test_an_expired_certificate_is_said_in_one_sentence(self, tmp_path, monkeypatch):
         monkeypatch.setattr("resia.runtime.bus.CONNECT_TIMEOUT_S", 1.0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,6 +78,28 @@ async def test_a_server_that_never_ends_reading_is_given_up_and_the_run_comes_ba
         restored = await restore_file(bus, DirectoryBlobs(store / "blobs"), tmp_path / "kept.tar", lambda *_: None)
         assert restored.runs == (RUN,)
         assert digest((await read_log(bus, RUN)).at()) == digest(stored_runs.played(RUN).state)
+
+
+SLOW = """#!{python}
+import re, socket, sys, time
+for number in range(4):
+    time.sleep(0.4)
+    print(f"[INF]   Restored 1,0{{number}}0 messages for stream '$G > RUN-{{number}}' in 400ms", flush=True)
+port = int(re.search(r"listen: .*:(\\d+)", open(sys.argv[2]).read()).group(1))
+with socket.create_server(("127.0.0.1", port)):
+    time.sleep(60)
+"""
+
+
+def test_a_server_that_reads_one_log_after_the_other_is_waited_for(tmp_path, monkeypatch):
+    slow = tmp_path / "nats-server"
+    slow.write_text(SLOW.format(python=sys.executable))
+    slow.chmod(0o755)
+    monkeypatch.setattr(module, "binary", lambda: str(slow))
+    monkeypatch.setattr(module, "READY_S", 1.0)
+    server = EmbeddedServer(tmp_path / "store")
+    assert server.start().port
+    server.stop()
 
 
 def test_an_end_that_is_gone_is_missed_where_nobody_watched_the_run_either(store, tmp_path, capsys):

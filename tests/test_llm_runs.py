@@ -167,7 +167,7 @@ def test_an_outage_stops_the_run_and_it_goes_on_when_the_endpoint_answers(tmp_pa
     store = Store(tmp_path)
     down = failing(503, "maintenance", Retry_After="0")
     with endpoint(recorded("draft"), down) as there:
-        settings = asking(there.url, "loop.patience_h=1", "loop.max_iterations=2")
+        settings = asking(there.url, "loop.patience_h=1", "loop.max_iterations=2", "llm.retries=1")
         with pytest.raises(BusError, match=r"feedback-1 keeps failing: .*maintenance.*resia run --resume outage"):
             asyncio.run(launch(session(store, model, "outage", *settings), Watch()))
         assert events(store, "outage", EditFailed, HarnessEdited) == []

@@ -188,6 +188,12 @@ def test_a_place_of_blobs_is_taken(blobs):
     check_blobs(blobs)
 
 
+@pytest.mark.parametrize("blobs", ["jetsream", "s3://", "file:///"])
+def test_a_place_without_a_name_is_refused(blobs):
+    with pytest.raises(UsageError, match="which is no place for them"):
+        check_blobs(blobs)
+
+
 def test_a_place_that_is_none_is_a_usage_error(say, tmp_path):
     code, out, err = say("cluster", "init", "--blobs", "jetsream")
     assert (code, out) == (2, "")

@@ -126,6 +126,14 @@ def test_a_pause_that_the_endpoint_asks_for_is_kept(header, wait):
     assert pauses == [wait]
 
 
+def test_at_once_is_taken_at_its_word_once():
+    with endpoint(failing(429, "too many", Retry_After="0")) as there:
+        chat, pauses = client(there, retries=3)
+        with pytest.raises(ModelError, match="no reply after 4 requests"):
+            chat.complete(ASKED)
+    assert pauses == [0.0, 2.0, 4.0]
+
+
 @pytest.mark.parametrize("header", ["301", "99999999999999999999"])
 def test_a_pause_that_is_too_long_is_not_waited_for(header):
     with endpoint(failing(429, "tomorrow", Retry_After=header)) as there:
@@ -148,6 +156,10 @@ def test_an_outage_that_outlasts_the_retries_is_named_and_bounded():
 HALF = recorded("edit_retry_policy")
 
 
+def ended(finish: str) -> Reply:
+    return Reply(200, json.dumps({"choices": [{"message": {"content": "{"}, "finish_reason": finish}]}).encode())
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
@@ -158,8 +170,11 @@ HALF = recorded("edit_retry_policy")
         (Reply(200, b"[1]"), "none of a chat completion"),
         (Reply(200, b'{"choices": []}'), "choices"),
         (Reply(200, b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": 1e30}}'), "usage.prompt_tokens"),
+        (ended("error"), "finish_reason error"),
+        (ended("insufficient_system_resource"), "finish_reason insufficient_system_resource"),
+        (ended("abort"), "finish_reason abort"),
     ],
-    ids=["cut", "half", "empty", "html", "list", "no choice", "absurd"],
+    ids=["cut", "half", "empty", "html", "list", "no choice", "absurd", "error", "no resource", "abort"],
 )
 def test_half_a_reply_is_asked_for_again(reply, words):
     with endpoint(reply, HALF) as there:

@@ -147,6 +147,7 @@ def test_ids_and_log_probabilities_are_kept_where_they_are_given():
     [
         (body("abc", "length"), "length"),
         (body("abc", "max_tokens"), "length"),
+        (body("abc", "model_length"), "length"),
         (body("abc", "eos"), "stop"),
         (body("abc", "content_filter"), REFUSED),
         (body(None, message={"refusal": "No."}), REFUSED),

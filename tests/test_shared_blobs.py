@@ -55,6 +55,14 @@ def test_a_blob_that_is_nowhere_is_missing(tmp_path, url):
         blobs.get(Blob("a" * 64, 3))
 
 
+def test_a_password_in_the_url_is_in_no_message(tmp_path, url):
+    secret = url.replace("://", "://someone:s3cret@")
+    with pytest.raises(BlobError, match=f"is missing from {url}$"):
+        shared(tmp_path, secret).get(Blob("a" * 64, 3))
+    with pytest.raises(UsageError, match="blobs at nowhere://host/a@b cannot be reached"):
+        shared(tmp_path, "nowhere://someone:s3cret@host/a@b")
+
+
 def test_what_was_changed_in_the_shared_store_is_refused(tmp_path, url, files):
     blob = shared(tmp_path / "here", url).put(DATA)
     files.pipe_file(where(url, blob.digest), b"x" * len(DATA))

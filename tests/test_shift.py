@@ -579,7 +579,10 @@ async def test_who_holds_what_is_shown(home, monkeypatch):
     assert durable == {"run": "r", "durable": "feedback", "waiting": 2, "in_hand": 1, "again": 0, "idle": 0}
     assert (held["worker"], held["type"], held["slow"]) == ("w1", "edit-requested", "")
     assert held["held_s"] > 0
-    assert shown.parts[1] == "  feedback: 2 waiting, 1 in hand, 0 idle"
+    assert shown.parts[1:3] == (
+        "  feedback: 2 waiting, 1 in hand, 0 idle",
+        "  meta, task: no process has served the run yet",
+    )
     gate.open.set()
     await until(home.bus, "r", RunFailed)
     await cancelled([task])
@@ -593,6 +596,11 @@ def test_a_person_who_watches_is_told_once_of_a_slow_worker(capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "slow" in line]
     assert len(said) == 1
     assert said[0].endswith("w1 is slow on event 2 (edit-requested): no progress for 301 s")
+
+
+def test_a_person_who_watches_is_told_whom_a_run_waits_for(capsys):
+    View("r").watch().waiting("no process serves task")
+    assert capsys.readouterr().err.endswith("no process serves task\n")
 
 
 # -- what runs share -------------------------------------------------------------------------------------------------

@@ -283,6 +283,15 @@ def test_a_server_that_was_started_again_gets_its_adapter_again(model, adapters,
     assert engine.generate(PROMPTS, WARM, SEEDS, adapters[0]) == before
 
 
+def test_what_a_server_broke_off_is_asked_for_again(model, fake, engine_of):
+    pauses: list[float] = []
+    engine = engine_of(model, fake.url, pauses=pauses)
+    whole = engine.generate(PROMPTS, WARM, SEEDS, None)
+    fake.breaking_off = 1
+    assert engine.generate(PROMPTS, WARM, SEEDS, None) == whole
+    assert pauses == [1.0]
+
+
 def test_replicas_that_differ_are_refused(model, fake, engine_of):
     newer = FakeVllm(model, version="9.9")
     with pytest.raises(ModelError, match=r"the vLLM servers differ: .* has 0.0.0-fake, .* has 9\.9"):

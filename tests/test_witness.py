@@ -104,6 +104,15 @@ async def test_a_log_that_lost_its_tail_is_neither_read_nor_gone_on_with(tmp_pat
         await launch(Session(RUN, None, store), Watch())
 
 
+async def test_a_new_password_forgets_nothing(home, tmp_path):
+    log = await written(home.bus)
+    before, after = (Store(tmp_path, f"nats://admin:{word}@one:4222") for word in ("old", "new"))
+    see(before.witness(RUN), log)
+    assert after.witness(RUN).seen() == (EVENTS, log[-1].leaf)
+    assert after.snapshots() == before.snapshots()
+    assert Store(tmp_path, "nats://admin:new@two:4222").witness(RUN).seen() is None
+
+
 async def test_another_event_under_the_last_number_is_noticed(bus, tmp_path):
     log, witness = await written(bus), Witness(tmp_path, RUN)
     see(witness, log)

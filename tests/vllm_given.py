@@ -62,7 +62,8 @@ def base_of(folder: Path, **changed: Any) -> Base:
 class FakeVllm(ThreadingHTTPServer):
     """One replica. `loaded` are its adapters in the order of loading; `asked` the paths of its requests.
 
-    `ill` answers 503 to completions; `tokenizer_offset` tokenizes otherwise than the folder does.
+    `ill` answers 503 to completions; `breaking_off` is how many it gives the first token of alone;
+    `tokenizer_offset` tokenizes otherwise than the folder does.
     """
 
     daemon_threads = True
@@ -75,6 +76,7 @@ class FakeVllm(ThreadingHTTPServer):
         self.restart()
         self.asked: list[str] = []
         self.ill = False
+        self.breaking_off = 0
         self.tokenizer_offset = 0
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -166,6 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return 503, {"error": "ill"}
             case "/v1/completions" if body["model"] not in (self.server.name, *self.server.loaded):
                 return 404, {"error": f"The model {body['model']} does not exist"}
+            case "/v1/completions" if self.server.breaking_off:
+                self.server.breaking_off -= 1
+                whole = self.server.complete({**body, "max_tokens": 1})
+                return 200, {"choices": [{**whole["choices"][0], "finish_reason": "abort"}]}
             case "/v1/completions":
                 return 200, self.server.complete(body)
         return 404, {"error": "no such path"}

@@ -359,8 +359,10 @@ class Bus:
                 if run is not None:
                     raise
                 return []
-        if cluster is None or not cluster.leader:
+        if cluster is None:
             return []
+        if not cluster.leader:
+            raise BusError("ask who holds the log: the cluster has no leader: most of its nodes must be up")
         others = [
             Member(peer.name or "", False, bool(peer.current) and not peer.offline) for peer in cluster.replicas or []
         ]
@@ -513,7 +515,7 @@ class Bus:
 
     async def held(self, run: str, durable: str) -> Held | None:
         """How far a durable of the run is; None where there is none of this name."""
-        with _bus_errors(f"look up {durable} of run '{run}'"):
+        with _bus_errors(f"look up {durable} of run '{run}'", self._clustered):
             try:
                 i = await self._js.consumer_info(names.stream(run), durable)
             except nats.js.errors.NotFoundError:

@@ -24,7 +24,7 @@ class Target(NamedTuple):
     @property
     def address(self) -> str:
         """For messages: no password is in it."""
-        return ",".join(self.servers)
+        return ",".join(_bare(server) for server in self.servers)
 
 
 def target_of(url: str, user: str, password: str, ca: str) -> Target:
@@ -59,7 +59,7 @@ def refused(target: Target, said: Sequence[str]) -> str:
 
     `said` is what came of each attempt: of several nodes one may be down while another says what is really wrong.
     """
-    address = ",".join(_bare(server) for server in target.servers)
+    address = target.address
     if why := _with(said, *_NOT_LET_IN):
         who = f"user '{target.user}'" if target.user else "a connection without a user"
         return f"the log at {address} refuses {who} ({why}): check --nats, its user and its password"
@@ -76,7 +76,10 @@ def lost(target: Target, said: Sequence[str]) -> str:
     """Why a connection that was there was given up: a password or a certificate that ended, or no server came back."""
     if _with(said, *_NOT_LET_IN, "certificate"):
         return refused(target, said)
-    return "the server went away for good"
+    return (
+        f"the log at {target.address} went away and did not come back: start its server, then go on with resia run"
+        " --resume or resia worker start"
+    )
 
 
 def _with(said: Sequence[str], *telling: str) -> str:

@@ -60,7 +60,7 @@ class View:
         self._pace, self._slow = Pace(), ("", 0)
 
     def watch(self) -> Watch:
-        return Watch(self.fact, self.live, self.died, self.started)
+        return Watch(self.fact, self.live, self.died, self.started, self.note)
 
     def started(self, supervisor: Supervisor) -> None:
         del supervisor

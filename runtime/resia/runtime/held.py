@@ -15,6 +15,7 @@ from .server import grants_of
 from .store import Store, opened, require_run
 from .views import Shown
 
+NEEDED = ("meta", "task", "feedback")  # by every run
 LISTEN_S = ACK_WAIT_S / 3 + 1.0  # a worker speaks three times in ACK_WAIT_S
 
 
@@ -57,7 +58,9 @@ async def _of_run(
         f"  {held.worker} on {held.sequence} ({held.type}) for {held.held_s:.0f} s{f': slow, {why}' if why else ''}"
         for held, why in zip(holding, slow, strict=True)
     ]
-    return lines, [run, *map(_text, found), *workers]
+    unseen = [name for name in NEEDED if name not in {held.durable for held in found}]
+    nobody = [f"  {', '.join(unseen)}: no process has served the run yet"] if unseen else []
+    return lines, [run, *map(_text, found), *nobody, *workers]
 
 
 def _text(held: Held) -> str:

@@ -38,7 +38,8 @@ def access_to(nats: str) -> Access:
 
 def check_blobs(blobs: str) -> None:
     """UsageError for what is no place of blobs; whether it can be reached is seen when it is used."""
-    if blobs and blobs != JETSTREAM and "://" not in blobs and not blobs.startswith("/"):
+    named = blobs.startswith("/") or blobs.partition("://")[2].strip("/")
+    if blobs and blobs != JETSTREAM and not named:
         raise UsageError(
             f"blobs are in '{blobs[:80]}', which is no place for them: name an fsspec URL such as s3://bucket/folder,"
             f" or '{JETSTREAM}' for the servers' own object store"

@@ -12,6 +12,13 @@ import structlog
 
 from resia.events import Logged, Skipped
 
+_FIELDS: tuple[structlog.typing.Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso"),
+    structlog.processors.format_exc_info,
+)
+
 
 def configure_command_logs() -> None:
     """Of a command."""
@@ -23,18 +30,22 @@ def configure_command_logs() -> None:
 
 
 def configure_logs() -> None:
-    """Of a worker process, from now on; the client's own warnings are left out."""
+    """Of a worker process, from now on, the warnings of libraries too; the client's own are left out."""
+    as_json = structlog.processors.JSONRenderer()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*_FIELDS, as_json],
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
     )
+    others = logging.StreamHandler(sys.stdout)
+    others.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_FIELDS],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, as_json],
+        )
+    )
+    logging.basicConfig(handlers=[others])  # which leaves what a worker of one's own has set up
+    logging.captureWarnings(True)
     logging.getLogger("nats").setLevel(logging.ERROR)
     _leave_out_farewells()
 

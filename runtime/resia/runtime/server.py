@@ -34,7 +34,6 @@ READY_S = 30.0
 STOPS_BYTES = 64 << 20  # free on the store's disk: an adapter and its optimiser of a small model are about this much
 ACCESS, LOCK = "access.json", "lock"
 YIELDS = "yields"  # there while the store's server is a reader's, who gives it up to whoever needs the store for itself
-_RESTORING = ("Starting restore", r"Restored [\d,]+ messages")  # the server of a stream, before and after
 CONFIG, GRANTS, PID, LOG = "server.conf", "grants.json", "server.pid", "server.log"
 
 
@@ -145,15 +144,11 @@ class EmbeddedServer:
         return lock
 
     def _wait_ready(self, port: int, log: Path, begin: int) -> None:
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
-                break
-            with socket.socket() as probe:
-                probe.settimeout(0.2)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.01)
+        restored = -1
+        while restored < (now := len(_restored(log, begin))):  # a store of many logs may take longer than one of them
+            restored = now
+            if self._answers(port):
+                return
         tail = log.read_text(errors="replace").strip().splitlines()[-3:]
         still = self._still_reading(log, begin)
         self.stop()
@@ -165,6 +160,17 @@ class EmbeddedServer:
             )
         raise BusError(f"the embedded server did not start on port {port}: {' / '.join(tail) or 'it said nothing'}")
 
+    def _answers(self, port: int) -> bool:
+        """Whether the server, while it lives, listens within READY_S."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
+            with socket.socket() as probe:
+                probe.settimeout(0.2)
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return True
+            time.sleep(0.01)
+        return False
+
     def _still_reading(self, log: Path, begin: int) -> str | None:
         """The stream that the server, which is not up, has not read to its end; it is killed then.
 
@@ -172,10 +178,9 @@ class EmbeddedServer:
         """
         if self._process is None or self._process.poll() is not None:
             return None
-        said = log.read_bytes()[begin:].decode(errors="replace")
-        begun, read = (set(re.findall(rf"{word} for stream '\S+ > (\S+)'", said)) for word in _RESTORING)
+        begun = _named(log, begin, "Starting restore")
         self._process.kill()
-        return min(begun - read, default=None)
+        return min(begun - _restored(log, begin), default=None)
 
     def stop(self) -> None:
         """Stop cleanly and let go of the folder; safe to call twice."""
@@ -190,6 +195,16 @@ class EmbeddedServer:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _restored(log: Path, begin: int) -> set[str]:
+    """Streams that a server has read to their end, by what it says after byte `begin` of `log`."""
+    return _named(log, begin, r"Restored [\d,]+ messages")
+
+
+def _named(log: Path, begin: int, words: str) -> set[str]:
+    said = log.read_bytes()[begin:].decode(errors="replace")
+    return set(re.findall(rf"{words} for stream '\S+ > (\S+)'", said))
 
 
 def running_access(folder: Path) -> Access | None:

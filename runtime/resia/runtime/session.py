@@ -37,6 +37,7 @@ from .store import Store, require_run, serving
 from .supervisor import Died, Supervisor
 from .targets import addresses, write_targets
 from .tenancy import Serving
+from .unserved import Quiet, tell_waiting
 from .watching import Watching, watching
 from .worker import Clerk, Follower, cancelled
 
@@ -61,6 +62,7 @@ class Watch(NamedTuple):
     live: Callable[[dict[str, Any]], None] = _ignore
     died: Callable[[Died], None] = _ignore
     started: Callable[[Supervisor], None] = _ignore
+    waiting: Callable[[str], None] = _ignore  # what the run seems to wait for, in a sentence
 
 
 class Session(NamedTuple):
@@ -245,17 +247,24 @@ async def _attend(
     """Workers, fold and progress until the run has ended; then the workers have `patience_s` to end by themselves."""
     follower = Follower(bus, session.run)
     supervisor = Supervisor(session.store.workers / session.run, settings.engine.threads, watch.died)
-    ended, witness = asyncio.Event(), session.store.witness(session.run)
+    ended, witness, quiet = asyncio.Event(), session.store.witness(session.run), Quiet()
 
     def on_fact(state: RunState, fact: Logged) -> None:
+        quiet.heard()
         witness.saw(fact)
         watch.fact(state, fact)
         if state.ending is not None:
             ended.set()
 
+    def on_live(data: dict[str, Any]) -> None:
+        quiet.heard()
+        watch.live(data)
+
+    elsewhere = [role for role, count in _needed(session.workers, settings).items() if not count]
     helpers = [
         asyncio.create_task(follower.follow(on_fact)),
-        asyncio.create_task(_relay(bus, session.run, watch.live)),
+        asyncio.create_task(_relay(bus, session.run, on_live)),
+        asyncio.create_task(tell_waiting(bus, session.run, elsewhere, quiet, watch.waiting)),
         asyncio.create_task(_guard_disk(session)),
         asyncio.create_task(guard_seconds(bus, session.run, session.store, settings.loop.seconds_budget, follower)),
         asyncio.create_task(_guard_server(log, watch, lambda: witness.check(bus, session.run))),
@@ -319,6 +328,13 @@ def _processes(workers: Mapping[str, int], domain: str) -> dict[str, int]:
     if not any(workers.values()):
         return dict(workers)
     return {**workers, "kernel-bench": workers.get("kernel-bench", 0) or int(domain in KERNEL_DOMAINS)}
+
+
+def _needed(workers: Mapping[str, int], settings: RunSettings) -> dict[str, int]:
+    """Processes of this session a role, of the roles without which the run cannot go on."""
+    trains, benched = trained_rank(settings) > 0, settings.domain in KERNEL_DOMAINS
+    spared = {"trainer": not trains, "kernel-bench": not benched}
+    return {role: count for role, count in _processes(workers, settings.domain).items() if not spared.get(role)}
 
 
 def _configs(access: Access, session: Session, domain: str) -> list[ProcessConfig]:

@@ -98,8 +98,8 @@ class FileShelf:
     """
 
     def __init__(self, url: str) -> None:
-        self.place = url.rstrip("/")
-        self._files, self._root = _opened(self.place)
+        self.place = _shown(url)
+        self._files, self._root = _opened(url.rstrip("/"))
         # fsspec writes a file of a mount in place, and syncs nothing.
         self._mount = DirectoryBlobs(Path(self._root)) if "file" in self._files.protocol else None
 
@@ -132,9 +132,16 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError:
-        raise UsageError(f"blobs at {url} need fsspec: pip install 'resia[shared]'") from None
+        raise UsageError(f"blobs at {_shown(url)} need fsspec: pip install 'resia[shared]'") from None
     try:
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as cause:  # s3:// without s3fs, or a protocol that nobody knows
-        raise UsageError(f"blobs at {url} cannot be reached: {cause}") from None
+        raise UsageError(f"blobs at {_shown(url)} cannot be reached: {cause}") from None
     return files, str(root).rstrip("/")
+
+
+def _shown(url: str) -> str:
+    """For messages: without a user and a password, which an fsspec URL may have."""
+    scheme, mark, rest = url.rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"

@@ -73,8 +73,8 @@ class Store(NamedTuple):
         return Snapshots(self.folder / "snapshots" / (sha256(server.encode())[:16] if server else "own"))
 
     def _server(self) -> str | None:
-        """What is kept about an external server's runs is kept under this name."""
-        return self.nats if self.nats is None or "://" in self.nats else address(self.nats)
+        """What is kept about an external server's runs is kept under this name, whoever asks and by what password."""
+        return None if self.nats is None else address(self.nats)
 
     @property
     def workers(self) -> Path:

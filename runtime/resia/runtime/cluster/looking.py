@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from resia.events.errors import UsageError
+import asyncio
+
+import msgspec
+
+from resia.events.errors import BusError, UsageError
 from resia.runtime.bus import Bus, reach
+from resia.runtime.connecting import target_of
 from resia.runtime.logins import access_to
+from resia.runtime.permissions import Access
 from resia.runtime.protocol import Member
 from resia.runtime.store import require_run
 
@@ -21,8 +27,26 @@ async def looked(nats: str | None, run: str | None) -> list[Member]:
     bus = await reach(access, access.looker)
     try:
         return await _members(bus, run)
+    except BusError as cause:
+        if not bus.is_clustered:
+            raise
+        raise BusError(f"{cause}: {await _answering(access)}") from cause
     finally:
         await bus.close()
+
+
+async def _answering(access: Access) -> str:
+    """Which nodes can be reached, each asked by itself: without a leader none knows of the others."""
+
+    async def one(url: str) -> str:
+        named = target_of(url, "", "", "").address
+        try:
+            await (await reach(msgspec.structs.replace(access, url=url), access.looker)).close()
+        except BusError:
+            return f"{named} does not answer"
+        return f"{named} answers"
+
+    return ", ".join(await asyncio.gather(*map(one, access.url.split(","))))
 
 
 async def _members(bus: Bus, run: str | None) -> list[Member]:

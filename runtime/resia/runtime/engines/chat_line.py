@@ -21,6 +21,8 @@ from resia.events.errors import EndpointRefused, KeyRefused, ModelError
 
 PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
 BARRED = frozenset({401, 402, 403})
+CUT = frozenset({"length", "max_tokens", "model_length"})  # names of one thing, here "length"
+BROKEN_OFF = frozenset({"error", "abort", "insufficient_system_resource"})  # what is there was not ended by the model
 NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})  # said with 429, and no pause mends it
 MAX_REPLY_BYTES = 8 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -64,7 +66,8 @@ class _Body(BaseModel):
 
 
 class Reply(NamedTuple):
-    """One completion. `usage` is (prompt, completion) tokens where the endpoint counts them; `refusal` what it said
+    """One completion. `finish` is "length" where it was cut off; `usage` is (prompt, completion) tokens where the
+    endpoint counts them; `refusal` what it said
     instead of an answer; ids and log-probabilities (natural log) where it gives them. `failures` names each request
     that had to be sent again."""
 
@@ -149,7 +152,8 @@ class ChatLine:
                     return self._asked(own, data, tuple(failures))
             except _Passing as cause:
                 failures.append(str(cause))
-                wait = cause.wait_s if cause.wait_s is not None else pause
+                at_once = cause.wait_s == 0 and len(failures) > 1  # was tried
+                wait = pause if cause.wait_s is None or at_once else cause.wait_s
                 if cause.wait_s is not None:
                     pace.held(min(cause.wait_s, LONGEST_WAIT_S))
             if len(failures) > self._settings.retries or wait > LONGEST_WAIT_S:
@@ -222,11 +226,14 @@ class ChatLine:
             where = ".".join(map(str, first["loc"])) or "the reply"
             raise _Passing(f"half a reply, or none of a chat completion: {where}: {first['msg']}") from None
         choice = body.choices[0]
+        finish = choice.finish_reason or ""
+        if finish in BROKEN_OFF:
+            raise _Passing(f"half a reply: the endpoint broke it off (finish_reason {finish})")
         given = (choice.logprobs.content if choice.logprobs else None) or []
         return Reply(
             self._clean(choice.message.content or "", whole=True),
             self._clean(choice.message.refusal or "", whole=True),
-            choice.finish_reason or "",
+            "length" if finish in CUT else finish,
             self._clean(body.model),
             self._clean(body.system_fingerprint or ""),
             (body.usage.prompt_tokens, body.usage.completion_tokens) if body.usage else None,

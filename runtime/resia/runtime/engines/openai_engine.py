@@ -30,7 +30,6 @@ from .rate_limit import RateLimit
 TOKEN_BYTES = 3  # for an endpoint that does not count
 SEED_BITS = 31  # what every endpoint with seeds takes
 HELD = 4096  # completions kept from batches that failed
-_LENGTH = frozenset({"length", "max_tokens"})
 _FILTERED = "content_filter"
 _NO_ROOM = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _NO_ROOM_SAID = re.compile(r"context (length|window|size)|prompt is too long", re.IGNORECASE)
@@ -197,7 +196,7 @@ def _completion(reply: Reply, row: _Row) -> Completion:
         whole = harmony.final_text(whole) or ""
     at = min((at for text in row.sampling.stop if (at := whole.find(text)) >= 0), default=None)
     refused = reply.finish == _FILTERED or (bool(reply.refusal) and not reply.text)
-    finish = REFUSED if refused else "length" if reply.finish in _LENGTH and at is None else "stop"
+    finish = REFUSED if refused else "length" if reply.finish == "length" and at is None else "stop"
     counted = reply.usage or (_prompt_tokens(row), len(whole.encode()) // TOKEN_BYTES)
     usage = Usage(*counted, estimated=reply.usage is None)
     return Completion(reply.prompt_ids, reply.token_ids, reply.logprobs, whole[:at], finish, usage)

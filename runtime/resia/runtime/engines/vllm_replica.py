@@ -22,6 +22,7 @@ from .vllm_protocol import PROBE, RANKS, Base, Completed, Model, Models, Tokens,
 
 CONNECT_S, ANSWER_S = 5.0, 600.0
 PASSING = frozenset({408, 425, 429, *range(500, 600)})
+ENDED = frozenset({"stop", "length"})  # any other is the server's doing: what is there is no whole completion
 QUOTED_CHARS = 300
 Reply = TypeVar("Reply", bound=BaseModel)
 
@@ -97,10 +98,13 @@ class Replica:
         """The reply to `body` from the base, or from the base with `adapter`. Raises Passing or ModelError."""
         model = self._use(adapter)
         try:
-            return self._post("/v1/completions", {**body, "model": model}, Completed)
+            reply = self._post("/v1/completions", {**body, "model": model}, Completed)
         except Gone:
             self._forget()
             raise
+        if (finish := reply.choices[0].finish_reason) not in ENDED:
+            raise Passing(f"the vLLM server at {self.url} broke a completion off (finish_reason {finish})")
+        return reply
 
     def _asked(self) -> About:
         models, version = self._get("/v1/models", Models), self._get("/version", Version)
