@@ -72,20 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--unsafe-local", action="store_true", help="where no sandbox holds")
     args = parser.parse_args(argv)
     try:
-        result = measured(args, parser)
+        result = measured(args)
     except UsageError as cause:
         parser.error(str(cause))
     machine.report(result, args, _table)
     return int(any(row["failure"] for row in result["kernels"].values()))
 
 
-def measured(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """A row a kernel. Raises UsageError."""
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """A row a kernel. Raises UsageError for a device, a suite or a kernel that there is not."""
     device = find(args.device, args.threads)
     suite, known = cases_for(args.suite, device), KERNELS[device.kind]
     chosen = args.kernels or list(known)
     if unknown := [name for name in chosen if name not in known]:
-        parser.error(f"unknown kernel '{unknown[0]}': on {device.kind} there are {', '.join(known)}")
+        raise UsageError(f"unknown kernel '{unknown[0]}': on {device.kind} there are {', '.join(known)}")
     result = _about(suite, device)
     limits, budget = Limits(threads=args.threads) if device.kind == "cpu" else GPU_LIMITS, Budget(wall_s=args.wall_s)
     with ProcessChamber(limits, device, args.unsafe_local) as chamber, lease(device):

@@ -83,8 +83,8 @@ async def test_a_server_that_never_ends_reading_is_given_up_and_the_run_comes_ba
 SLOW = """#!{python}
 import re, socket, sys, time
 for number in range(4):
-    time.sleep(0.4)
-    print(f"[INF]   Restored 1,0{{number}}0 messages for stream '$G > RUN-{{number}}' in 400ms", flush=True)
+    time.sleep(0.7)
+    print(f"[INF]   Restored 1,0{{number}}0 messages for stream '$G > RUN-{{number}}' in 700ms", flush=True)
 port = int(re.search(r"listen: .*:(\\d+)", open(sys.argv[2]).read()).group(1))
 with socket.create_server(("127.0.0.1", port)):
     time.sleep(60)
@@ -96,7 +96,7 @@ def test_a_server_that_reads_one_log_after_the_other_is_waited_for(tmp_path, mon
     slow.write_text(SLOW.format(python=sys.executable))
     slow.chmod(0o755)
     monkeypatch.setattr(module, "binary", lambda: str(slow))
-    monkeypatch.setattr(module, "READY_S", 1.0)
+    monkeypatch.setattr(module, "READY_S", 2.0)
     server = EmbeddedServer(tmp_path / "store")
     assert server.start().port
     server.stop()

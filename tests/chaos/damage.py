@@ -99,9 +99,6 @@ def flipped(name: str, seed: int, flips: int, clean: bool) -> Cell:
                     _down(stage, clean=False)
                 shutil.rmtree(stream)
                 shutil.copytree(sound, stream)
-                if refused is not None:
-                    stage.server.start()
-                    _down(stage, clean=False)
             stage.revive_server()
         return found
 

@@ -166,8 +166,11 @@ class Stage:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     def revive_server(self) -> None:
-        while self.server.revive() is None:
-            time.sleep(TICK_S)
+        if not self.server.pids:  # it was given up
+            self.server.start()
+        else:
+            while self.server.revive() is None:
+                time.sleep(TICK_S)
         self._announce_server()
 
     def _start(self, name: str) -> None:

@@ -24,7 +24,7 @@ class Target(NamedTuple):
     @property
     def address(self) -> str:
         """For messages: no password is in it."""
-        return ",".join(_bare(server) for server in self.servers)
+        return ",".join(bare(server) for server in self.servers)
 
 
 def target_of(url: str, user: str, password: str, ca: str) -> Target:
@@ -36,11 +36,12 @@ def target_of(url: str, user: str, password: str, ca: str) -> Target:
         in_url = urlsplit(each)
         if not user and in_url.password is not None:  # the client would send what is written, not what it stands for
             user, password = unquote(in_url.username or ""), unquote(in_url.password)
-        servers.append(_bare(each) if in_url.password is not None else each)
+        servers.append(bare(each) if in_url.password is not None else each)
     return Target(tuple(servers), user, password, _trusting(ca) if ca else None)
 
 
-def _bare(url: str) -> str:
+def bare(url: str) -> str:
+    """A server's address without who asks."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 

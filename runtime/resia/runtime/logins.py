@@ -12,6 +12,7 @@ import msgspec
 
 from resia.events.errors import UsageError
 
+from .connecting import bare
 from .permissions import JETSTREAM, Access
 
 
@@ -48,9 +49,4 @@ def check_blobs(blobs: str) -> None:
 
 def address(nats: str) -> str:
     """Where a log is, without who asks."""
-    return ",".join(_bare(url) for url in access_to(nats).url.split(","))
-
-
-def _bare(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    return ",".join(bare(url) for url in access_to(nats).url.split(","))

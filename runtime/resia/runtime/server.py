@@ -113,8 +113,8 @@ class EmbeddedServer:
 
     def _launch(self, port: int) -> None:
         log = self._folder / LOG
-        begin = log.stat().st_size if log.exists() else 0
         with log.open("ab") as sink:
+            begin = sink.tell()
             self._process = subprocess.Popen(
                 [binary(), "-c", str((self._folder / CONFIG).resolve())],
                 stdout=sink,
@@ -150,8 +150,9 @@ class EmbeddedServer:
             if self._answers(port):
                 return
         tail = log.read_text(errors="replace").strip().splitlines()[-3:]
-        still = self._still_reading(log, begin)
-        self.stop()
+        alive = self._process is not None and self._process.poll() is None
+        still = min(_named(log, begin, "Starting restore") - _restored(log, begin), default=None) if alive else None
+        self._give_up()
         if still is not None:
             found = next(self._folder.glob(f"store/jetstream/*/streams/{still}"), still)
             raise BusError(
@@ -171,16 +172,12 @@ class EmbeddedServer:
             time.sleep(0.01)
         return False
 
-    def _still_reading(self, log: Path, begin: int) -> str | None:
-        """The stream that the server, which is not up, has not read to its end; it is killed then.
-
-        A flipped bit in a message's number makes nats-server count up to it, in memory, and deaf to SIGTERM.
-        """
-        if self._process is None or self._process.poll() is not None:
-            return None
-        begun = _named(log, begin, "Starting restore")
-        self._process.kill()
-        return min(begun - _restored(log, begin), default=None)
+    def _give_up(self) -> None:
+        """Stop a server that is not up, and so has acknowledged nothing. A flipped bit in a message's number makes
+        nats-server count up to it, in memory, and deaf to SIGTERM."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
 
     def stop(self) -> None:
         """Stop cleanly and let go of the folder; safe to call twice."""

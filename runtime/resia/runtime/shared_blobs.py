@@ -141,7 +141,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 def _shown(url: str) -> str:
-    """For messages: without a user and a password, which an fsspec URL may have."""
+    """For messages: without a user and a password, which an fsspec URL may have before its path."""
     scheme, mark, rest = url.rstrip("/").partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"

@@ -137,9 +137,7 @@ class ProcessCandidate(Guest):
         self._patience(self._limits.load_s)
         self._say({"do": "run", "calls": laid.calls, "bytes": laid.bytes, "watch": watch})
         self._heard("ready")
-        if (
-            self._on_cpu
-        ):  # or a file that rewrites the lines that lay out would have done the work before the clock runs
+        if self._on_cpu:  # only now, or a file that rewrites the guest's lines would do the work before the clock runs
             self._arena.write(laid, calls)
         self._patience(self._limits.call_s * len(calls))
         started = time.perf_counter_ns()

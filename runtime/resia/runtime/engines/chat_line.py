@@ -67,9 +67,8 @@ class _Body(BaseModel):
 
 class Reply(NamedTuple):
     """One completion. `finish` is "length" where it was cut off; `usage` is (prompt, completion) tokens where the
-    endpoint counts them; `refusal` what it said
-    instead of an answer; ids and log-probabilities (natural log) where it gives them. `failures` names each request
-    that had to be sent again."""
+    endpoint counts them; `refusal` what it said instead of an answer; ids and log-probabilities (natural log) where it
+    gives them. `failures` names each request that had to be sent again."""
 
     text: str
     refusal: str
